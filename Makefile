@@ -1,0 +1,44 @@
+# Each target sets everything up by itself: environment in .venv, dependencies by constraints.txt, C++ kernels.
+# ARGS adds arguments to pytest: make bench ARGS='--pio-category=accuracy --pio-report=report'
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.dependencies-installed
+BUILT := $(VENV)/.kernels-built
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+KERNELS := $(shell find kernels -type f)
+CXX_FILES := $(filter %.cc %.h,$(KERNELS))
+
+.PHONY: bench test lint setup clean
+.DELETE_ON_ERROR:
+
+bench: setup
+	$(BIN)/pytest --pio-model=all --benchmark-compare $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+setup: $(BUILT)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment could be made in $(VENV); Debian and Ubuntu need the package python3-venv" >&2; exit 1; }
+	$(PIP) install --constraint constraints.txt scikit-build-core nanobind cmake ninja
+	@touch $@
+
+# Without build isolation, so that the build tools are the pinned ones and a second build is incremental.
+$(BUILT): $(INSTALLED) $(KERNELS)
+	@command -v "$${CXX:-g++}" >/dev/null || { echo "make: the kernels need a C++ compiler and $${CXX:-g++} was not found; install g++ (on Debian and Ubuntu: apt install g++) or set CXX" >&2; exit 1; }
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf build $(BUILT)

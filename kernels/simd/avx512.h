@@ -1,0 +1,113 @@
+// The vocabulary on AVX-512: sixteen lanes in one register.
+#pragma once
+
+// Activation rows and weight panels of one tile (src/tile.cc): 12 integer and 12 float sums in 32 registers.
+#undef PIO_TILE_ROWS
+#undef PIO_TILE_PANELS
+#define PIO_TILE_ROWS 6
+#define PIO_TILE_PANELS 2
+
+namespace pio::avx512 {
+
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
+struct Bytes {  // 64 bytes: 16 lanes of 4
+  __m512i v;
+};
+
+PIO_INLINE F32 set(float x) { return {_mm512_set1_ps(x)}; }
+PIO_INLINE F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+PIO_INLINE void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+PIO_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+PIO_INLINE F32 load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+PIO_INLINE void store_n(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+PIO_INLINE F32 widen(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
+PIO_INLINE F32 load_bf16(const uint16_t* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+PIO_INLINE F32 load_bf16_n(const uint16_t* p, int n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+// VCVTNEPS2BF16 flushes subnormals; torch does not. Bits below 2^-126 differ, nothing else does.
+PIO_INLINE __m256i narrow(F32 a) { return (__m256i)_mm512_cvtneps_pbh(a.v); }
+PIO_INLINE void store_bf16(uint16_t* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
+PIO_INLINE void store_bf16_n(uint16_t* p, F32 a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow(a)); }
+
+PIO_INLINE F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+PIO_INLINE F32 sub(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+PIO_INLINE F32 mul(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+PIO_INLINE F32 div(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+PIO_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }  // a * b + c
+PIO_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+PIO_INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+PIO_INLINE F32 select_greater(F32 a, F32 b, F32 yes, F32 no) {  // a > b ? yes : no
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
+}
+PIO_INLINE F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+PIO_INLINE F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
+PIO_INLINE F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, 8)}; }  // to nearest, ties to even
+PIO_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
+PIO_INLINE float largest(F32 a) { return _mm512_reduce_max_ps(a.v); }
+
+PIO_INLINE I32 set_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+PIO_INLINE I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+PIO_INLINE void store_i32(int32_t* p, I32 a) { _mm512_storeu_si512(p, a.v); }
+PIO_INLINE I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+PIO_INLINE int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
+template <int bits>
+PIO_INLINE I32 shift_left(I32 a) {
+  return {_mm512_slli_epi32(a.v, bits)};
+}
+PIO_INLINE I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+PIO_INLINE int32_t largest(I32 a) { return _mm512_reduce_max_epi32(a.v); }
+PIO_INLINE I32 magnitude_bits(F32 a) {
+  return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7FFFFFFF))};
+}
+PIO_INLINE F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+PIO_INLINE I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest, ties to even
+PIO_INLINE F32 bits_as_f32(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
+// Lanes to int8 and from it, in memory. Values must fit.
+PIO_INLINE void store_i8(int8_t* p, I32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+PIO_INLINE I32 load_i8(const int8_t* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+PIO_INLINE I32 load_u8(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+
+PIO_INLINE Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+PIO_INLINE Bytes low_nibbles(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+PIO_INLINE Bytes high_nibbles(Bytes a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+PIO_INLINE Bytes repeat4(const void* p) {  // 4 bytes, in every lane
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return {_mm512_set1_epi32(four)};
+}
+// acc + the four products of each lane. `w` are unsigned; dot_nibbles needs w <= 15, both need a in [-127, 127].
+// kByteZero: what dot_bytes takes away from each w by itself is (128 - kByteZero); the caller corrects the rest.
+constexpr int kByteZero = 128;
+PIO_INLINE I32 dot_nibbles(I32 acc, Bytes w, Bytes a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
+PIO_INLINE I32 dot_bytes(I32 acc, Bytes w, Bytes a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
+
+// Four by four bytes of each 128-bit quarter transposed: byte 4 i + j of a quarter becomes its byte 4 j + i.
+PIO_INLINE Bytes transpose_quarters(Bytes a) {
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return {_mm512_shuffle_epi8(a.v, _mm512_broadcast_i32x4(order))};
+}
+PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for each quarter, in its four lanes
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return {
+      _mm512_permutexvar_epi32(lanes, _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+PIO_INLINE void store_bytes(uint8_t* p, Bytes a) { _mm512_storeu_si512(p, a.v); }
+PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i of the four quarters
+  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
+}
+
+PIO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace pio::avx512

@@ -1,0 +1,338 @@
+// Attention that reads an int8 cache (layout: int8_kv_append.cc) directly; no dequantized history exists anywhere.
+//
+// One unit of work = one batch row, one KV head, up to 32 query rows (all query heads of the KV head, several queries)
+// and one stretch of the history, walked once in tiles of 64 tokens with an online softmax. Queries and probabilities
+// become integers of 15 bits in two int8 parts, hi and lo (v = s (128 hi + lo)), so both products are integer dot
+// products, exact in int32; their relative error, 2^-14 of the largest element, is below bf16's 2^-8.
+//
+// A key may have two parts with a scale each: the latent and the rotary part of MLA, whose values are the latents
+// again. Results depend on shapes only, never on the number of threads.
+#ifdef PIO_ISA
+namespace pio::PIO_ISA {
+
+// v = scale (128 hi + lo), |hi| <= 127, |lo| <= 64; returns what turns v into an integer. n a multiple of 4.
+PIO_INLINE void split_in_two(const float* v, int64_t n, float to_integer, int8_t* hi, int8_t* lo) {
+  const F32 factor = set(to_integer), part = set(1.0f / 128), whole = set(-128.0f);
+  for (int64_t i = 0; i < n; i += 16) {
+    const F32 integer = round(mul(load(v + i), factor));
+    const F32 h = round(mul(integer, part));
+    store_i8(hi + i, to_i32(h));
+    store_i8(lo + i, to_i32(fma(h, whole, integer)));
+  }
+}
+
+PIO_INLINE int32_t total(const int8_t* p, int64_t n) {
+  I32 s = set_i32(0);
+  for (int64_t i = 0; i < n; i += 16) s = add(s, load_i8(p + i));
+  return sum(s);
+}
+
+template <class T>
+PIO_INLINE void take_query_row(const T* q, const float* channel, int64_t dim, QueryPart& out, int row) {
+  alignas(64) float v[kWidestHead + 16];
+  F32 top = set(0);
+  for (int64_t i = 0; i < dim; i += 16) {
+    const int n = static_cast<int>(dim - i < 16 ? dim - i : 16);
+    F32 x = load_as_n(q + i, n);
+    if (channel) x = mul(x, load_n(channel + i, n));
+    store(v + i, x);
+    top = max(top, abs(x));
+  }
+  const float most = largest(top);
+  int8_t* hi = out.hi + row * out.stride;
+  int8_t* lo = out.lo + row * out.stride;
+  split_in_two(v, dim, most > 0 ? kIntegers / most : 0.0f, hi, lo);
+  out.scale[row] = most / kIntegers;
+  // dot_bytes leaves kByteZero times the sum of its signed operand in the result.
+  out.zero_hi[row] = -kByteZero * total(hi, out.stride);
+  out.zero_lo[row] = -kByteZero * total(lo, out.stride);
+}
+
+void take_queries(const Int8Attention& a, const Unit& u, QueryPart* parts) {
+  for (int part = 0; part < a.parts; ++part)
+    for (int r = 0; r < u.rows; ++r) {
+      const int64_t row = u.first_row + r, head = u.kv_head * a.group + row % a.group;
+      const KeyPart& key = a.key[part];
+      const int64_t at = u.batch * key.q_batch + head * key.q_head + row / a.group * key.q_token;
+      if (a.dtype == Dtype::f32)
+        take_query_row(static_cast<const float*>(key.q) + at, key.channel, key.dim, parts[part], r);
+      else
+        take_query_row(static_cast<const uint16_t*>(key.q) + at, key.channel, key.dim, parts[part], r);
+    }
+}
+
+// scores[r][0..16) += q . k of sixteen tokens, scaled.
+template <int R>
+PIO_INLINE void score_block(const QueryPart& q, int row, const uint8_t* codes, const float* scales, int64_t dim,
+                            float softmax_scale, F32* scores) {
+  I32 hi[R], lo[R];
+  for (int r = 0; r < R; ++r) hi[r] = lo[r] = set_i32(0);
+  const int8_t* q_hi = q.hi + row * q.stride;
+  const int8_t* q_lo = q.lo + row * q.stride;
+  for (int64_t i = 0; i < dim; i += 4) {
+    const Bytes k = load_bytes(codes + 16 * i);
+    for (int r = 0; r < R; ++r) {
+      hi[r] = dot_bytes(hi[r], k, repeat4(q_hi + r * q.stride + i));
+      lo[r] = dot_bytes(lo[r], k, repeat4(q_lo + r * q.stride + i));
+    }
+  }
+  const F32 scale = load(scales);
+  for (int r = 0; r < R; ++r) {
+    const I32 high = shift_left<7>(add(hi[r], set_i32(q.zero_hi[row + r])));
+    const I32 dot = add(high, add(lo[r], set_i32(q.zero_lo[row + r])));
+    scores[r] = fma(mul(to_f32(dot), set(q.scale[row + r] * softmax_scale)), scale, scores[r]);
+  }
+}
+
+// What to add to the scores of tokens [t, t + 16): 0, or kHidden where the row must not look.
+PIO_INLINE F32 visible(const Int8Attention& a, const Unit& u, int row, int64_t t) {
+  const int64_t index = u.first_row + row, query = index / a.group;
+  const int64_t limit = a.causal ? a.length - a.queries + query + 1 : a.length;
+  const int64_t left = limit - t;
+  F32 out = load(kEdge + (left >= 16 ? 0 : left <= 0 ? 16 : 16 - left));
+  if (!a.mask && !a.bias) return out;
+  const int64_t head = u.kv_head * a.group + index % a.group, there = a.length - t;
+  const int64_t at = u.batch * a.mask_batch + head * a.mask_head + query * a.mask_query + t;
+  const int n = there < 16 ? static_cast<int>(there) : 16;
+  if (a.bias) return max(add(out, max(load_n(a.bias + at, n), set(kHidden))), set(kHidden));
+  uint8_t seen[16] = {};
+  std::memcpy(seen, a.mask + at, static_cast<size_t>(n));
+  return max(add(out, fma(to_f32(load_u8(seen)), set(-kHidden), set(kHidden))), set(kHidden));
+}
+
+// Softmax of the tile's scores of one row: updates its maximum and sum, rescales what it gathered so far, and leaves
+// the probabilities times the values' scales as integers. Returns nothing to add when the row sees nothing.
+PIO_INLINE void probabilities(RowState& state, int row, const float* scores, const float* value_scales, int blocks,
+                              TileParts& tile, int r) {
+  F32 top = load(scores);
+  for (int b = 1; b < blocks; ++b) top = max(top, load(scores + 16 * b));
+  const float here = largest(top), most = here > state.most[row] ? here : state.most[row];
+  float shrink[16];
+  store(shrink, exp(set(state.most[row] - most)));
+  alignas(64) float weighted[kTile];
+  F32 weights = set(0), largest_weighted = set(0);
+  for (int b = 0; b < blocks; ++b) {
+    const F32 p = exp(sub(load(scores + 16 * b), set(most)));
+    const F32 w = mul(p, load(value_scales + 16 * b));
+    weights = add(weights, p);
+    largest_weighted = max(largest_weighted, w);
+    store(weighted + 16 * b, w);
+  }
+  state.most[row] = most;
+  state.sum[row] = state.sum[row] * shrink[0] + sum(weights);
+  const float biggest = largest(largest_weighted);
+  alignas(64) int8_t hi[kTile], lo[kTile];
+  split_in_two(weighted, 16 * blocks, biggest > 0 ? kIntegers / biggest : 0.0f, hi, lo);
+  for (int b = 0; b < blocks; ++b) {
+    store_bytes(tile.parts[r][0][b], spread_quarters(hi + 16 * b));
+    store_bytes(tile.parts[r][1][b], spread_quarters(lo + 16 * b));
+  }
+  tile.shrink[r] = shrink[0];
+  tile.scale[r] = biggest / kIntegers;
+  tile.zero[r] = -kByteZero * (128 * total(hi, 16 * blocks) + total(lo, 16 * blocks));
+}
+
+// gathered[r] = gathered[r] * shrink + the tile's probabilities times its values.
+template <int R>
+PIO_INLINE void gather_values(const TileParts& tile, const uint8_t* codes, int64_t dim, int blocks, float* gathered,
+                              int64_t stride) {
+  alignas(64) int32_t sums[R][kWidestHead + 16];
+  for (int64_t i = 0; i < dim; i += 4) {
+    I32 hi[R], lo[R];
+    for (int r = 0; r < R; ++r) hi[r] = lo[r] = set_i32(0);
+    for (int b = 0; b < blocks; ++b) {
+      const Bytes v = transpose_quarters(load_bytes(codes + 16 * (b * dim + i)));
+      for (int r = 0; r < R; ++r) {
+        hi[r] = dot_bytes(hi[r], v, load_bytes(tile.parts[r][0][b]));
+        lo[r] = dot_bytes(lo[r], v, load_bytes(tile.parts[r][1][b]));
+      }
+    }
+    for (int r = 0; r < R; ++r) store_quarter_sums(sums[r] + i, add(shift_left<7>(hi[r]), lo[r]));
+  }
+  for (int r = 0; r < R; ++r) {
+    const F32 shrink = set(tile.shrink[r]), scale = set(tile.scale[r]);
+    const I32 zero = set_i32(tile.zero[r]);
+    float* row = gathered + r * stride;
+    for (int64_t i = 0; i < dim; i += 16) {
+      const F32 fresh = mul(to_f32(add(load_i32(sums[r] + i), zero)), scale);
+      store(row + i, fma(load(row + i), shrink, fresh));
+    }
+  }
+}
+
+// R query rows against one tile.
+template <int R>
+void attend_tile(const Int8Attention& a, const Unit& u, const Scratch& s, int row, int64_t t, int blocks) {
+  alignas(64) float scores[R][kTile];
+  const int64_t base = (u.batch * a.kv_heads + u.kv_head) * a.capacity + t;
+  for (int b = 0; b < blocks; ++b) {
+    F32 block[R];
+    for (int r = 0; r < R; ++r) block[r] = set(0);
+    for (int part = 0; part < a.parts; ++part) {
+      const KeyPart& key = a.key[part];
+      score_block<R>(s.query[part], row, key.codes + (base + 16 * b) * key.dim, key.scales + base + 16 * b, key.dim,
+                     a.softmax_scale, block);
+    }
+    for (int r = 0; r < R; ++r)
+      store(scores[r] + 16 * b, max(add(block[r], visible(a, u, row + r, t + 16 * b)), set(kHidden)));
+  }
+  TileParts tile;
+  for (int r = 0; r < R; ++r) probabilities(*s.state, row + r, scores[r], a.value_scales + base, blocks, tile, r);
+  gather_values<R>(tile, a.value_codes + base * a.value_dim, a.value_dim, blocks, s.gathered + row * s.stride,
+                   s.stride);
+}
+
+// One unit: leaves maxima, sums and unnormalized outputs of its rows in the scratch memory.
+void attend(const Int8Attention& a, const Unit& u, const Scratch& s) {
+  for (int r = 0; r < u.rows; ++r) {
+    s.state->most[r] = kHidden;
+    s.state->sum[r] = 0;
+  }
+  std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(u.rows * s.stride));
+  take_queries(a, u, s.query);
+  for (int64_t t = u.from; t < u.to; t += kTile) {
+    const int blocks = static_cast<int>(((u.to - t < kTile ? u.to - t : kTile) + 15) / 16);
+    int row = 0;
+    for (; row + 8 <= u.rows; row += 8) attend_tile<8>(a, u, s, row, t, blocks);
+    for (; row + 4 <= u.rows; row += 4) attend_tile<4>(a, u, s, row, t, blocks);
+    for (; row < u.rows; ++row) attend_tile<1>(a, u, s, row, t, blocks);
+  }
+}
+
+// Output rows of one unit's place from the stretches of its history. A row that saw nothing gives zeros.
+void finish_rows(const Int8Attention& a, const Unit& u, const RowState* states, const float* gathered, int64_t stride,
+                 int splits) {
+  const int64_t heads = a.kv_heads * a.group;
+  for (int r = 0; r < u.rows; ++r) {
+    float most = kHidden, weight[kMostSplits], sum_all = 0;
+    for (int p = 0; p < splits; ++p) most = states[p].most[r] > most ? states[p].most[r] : most;
+    for (int p = 0; p < splits; ++p) {
+      weight[p] = __builtin_expf(states[p].most[r] - most);
+      sum_all += weight[p] * states[p].sum[r];
+    }
+    const float inverse = most > kHidden / 2 && sum_all > 0 ? 1.0f / sum_all : 0.0f;
+    const int64_t row = u.first_row + r, head = u.kv_head * a.group + row % a.group;
+    const int64_t at = ((u.batch * a.queries + row / a.group) * heads + head) * a.value_dim;
+    for (int64_t i = 0; i < a.value_dim; i += 16) {
+      const int n = static_cast<int>(a.value_dim - i < 16 ? a.value_dim - i : 16);
+      F32 out = set(0);
+      for (int p = 0; p < splits; ++p)
+        out = fma(load(gathered + (p * kRows + r) * stride + i), set(weight[p] * inverse), out);
+      if (a.value_channel) out = mul(out, load_n(a.value_channel + i, n));
+      if (a.dtype == Dtype::f32)
+        store_n(static_cast<float*>(a.out) + at + i, out, n);
+      else
+        store_bf16_n(static_cast<uint16_t*>(a.out) + at + i, out, n);
+    }
+  }
+}
+
+}  // namespace pio::PIO_ISA
+#else
+#include "int8_kv_attention.h"
+#define PIO_FILE "src/int8_kv_attention.cc"
+#include "foreach_isa.h"
+
+namespace pio {
+
+PIO_TABLE(attend)
+PIO_TABLE(finish_rows)
+
+namespace {
+
+struct Plan {
+  int64_t row_blocks, splits, stretch;  // stretch: tokens of history per unit, a multiple of kTile
+};
+
+// Splits the history only when there are too few units to share out, and never below 256 tokens a piece. Depends on
+// shapes alone, so that the result does too.
+Plan plan(const Int8Attention& a, int64_t batch) {
+  Plan p;
+  p.row_blocks = (a.queries * a.group + kRows - 1) / kRows;
+  const int64_t units = batch * a.kv_heads * p.row_blocks;
+  const int64_t wanted =
+      std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), a.length / 256);
+  const int64_t splits = std::max<int64_t>(1, wanted);
+  p.stretch = (a.length + splits * kTile - 1) / (splits * kTile) * kTile;
+  p.splits = std::max<int64_t>(1, (a.length + p.stretch - 1) / p.stretch);
+  return p;
+}
+
+Unit unit_of(const Int8Attention& a, const Plan& p, int64_t place, int64_t split) {
+  Unit u;
+  const int64_t block = place % p.row_blocks;
+  u.kv_head = place / p.row_blocks % a.kv_heads;
+  u.batch = place / p.row_blocks / a.kv_heads;
+  u.first_row = block * kRows;
+  u.rows = static_cast<int>(std::min<int64_t>(kRows, a.queries * a.group - u.first_row));
+  const int64_t last_query = (u.first_row + u.rows - 1) / a.group;
+  const int64_t seen = a.causal ? a.length - a.queries + last_query + 1 : a.length;
+  u.from = split * p.stretch;
+  u.to = std::min(u.from + p.stretch, seen);
+  return u;
+}
+
+// All splits of one place (batch row, KV head, block of query rows), then its output; or one split alone when the
+// places are too few to share out.
+void run(const Int8Attention& a, int64_t batch, int threads) {
+  const Plan p = plan(a, batch);
+  const int64_t places = batch * a.kv_heads * p.row_blocks, stride = (a.value_dim + 15) / 16 * 16;
+  const int64_t room = kRows * stride;
+  std::vector<RowState> states(static_cast<size_t>(p.splits > 1 ? places * p.splits : 0));
+  std::vector<float> gathered(static_cast<size_t>(p.splits > 1 ? places * p.splits * room : 0));
+  const int64_t bytes = a.length * a.kv_heads * batch * (a.key[0].dim + a.value_dim);
+  const int used = bytes * std::max<int64_t>(1, a.queries / 16) < kPieceBytes ? 1 : threads;
+  parallel_for(places * p.splits, 1, used, [&](int64_t begin, int64_t end) {
+    QueryMemory memory(a);
+    RowState own_state;
+    std::vector<float> own(static_cast<size_t>(p.splits > 1 ? 0 : room));
+    for (int64_t i = begin; i < end; ++i) {
+      const Unit u = unit_of(a, p, i / p.splits, i % p.splits);
+      const bool alone = p.splits == 1;
+      const Scratch s{memory.parts, alone ? &own_state : &states[static_cast<size_t>(i)],
+                      alone ? own.data() : gathered.data() + i * room, stride};
+      PIO_CALL(attend)(a, u, s);
+      if (alone) PIO_CALL(finish_rows)(a, u, &own_state, own.data(), stride, 1);
+    }
+  });
+  if (p.splits == 1) return;
+  for (int64_t place = 0; place < places; ++place)
+    PIO_CALL(finish_rows)(a, unit_of(a, p, place, 0), &states[static_cast<size_t>(place * p.splits)],
+                          gathered.data() + place * p.splits * room, stride, static_cast<int>(p.splits));
+}
+
+}  // namespace
+
+// out[b, t, h] = softmax(softmax_scale * q[b, h, t] . keys + mask) values, over the first `length` tokens of the cache.
+//
+// keys, second: {q, channel, codes, scales, dim, q_batch, q_head, q_token}; `second` may be empty. values: {codes,
+// scales, channel, dim}. mask: {bool address, float32 address, batch, head, query strides}, either address or none;
+// strides in elements, tokens dense. causal: query i sees the first length - queries + i + 1 tokens.
+// out: [batch, queries, kv_heads * group, value dim] dense, of the queries' type.
+void int8_kv_attention(const std::vector<int64_t>& keys, const std::vector<int64_t>& second,
+                       const std::vector<int64_t>& values, const std::vector<int64_t>& mask, int64_t batch,
+                       int64_t kv_heads, int64_t group, int64_t queries, int64_t length, int64_t capacity,
+                       float softmax_scale, bool causal, Address out, int dtype, int threads) {
+  Int8Attention a;
+  a.dtype = require_dtype(dtype, "int8_kv_attention");
+  require(kv_heads > 0 && group > 0 && queries >= 0 && batch >= 0, "int8_kv_attention: counts must be positive");
+  require(length >= 0 && length <= capacity && capacity % 16 == 0,
+          "int8_kv_attention: length must be within the capacity, a multiple of 16");
+  require(!causal || length >= queries, "int8_kv_attention: causal attention needs the queries' own tokens cached");
+  a.take_keys(keys, second);
+  a.take_values(values);
+  a.take_mask(mask);
+  require_address(out, size_of(a.dtype), "int8_kv_attention", "out");
+  a.kv_heads = kv_heads;
+  a.group = group;
+  a.queries = queries;
+  a.length = length;
+  a.capacity = capacity;
+  a.softmax_scale = softmax_scale;
+  a.causal = causal;
+  a.out = reinterpret_cast<void*>(out);
+  if (batch > 0 && queries > 0) run(a, batch, threads);
+}
+
+}  // namespace pio
+#endif

@@ -1,0 +1,190 @@
+// A whole mixture-of-experts layer in one call: y[t] = sum over the token's experts e of weight * down_e(silu(gate_e x)
+// * up_e x), for packed int4 and int8 experts.
+#ifdef PIO_ISA
+namespace pio::PIO_ISA {
+
+// out[t * stride ..][0 .. 16) = silu(gate[t]) * up[t]
+void swiglu_rows(const float* gate, const float* up, int count, float* out, int64_t stride) {
+  for (int t = 0; t < count; ++t) store(out + t * stride, mul(silu(load(gate + t * 16)), load(up + t * 16)));
+}
+
+// sum[token[t]][0 .. 16) += weight[t] * y[t]
+void add_weighted(const float* y, int count, const int64_t* tokens, const float* weights, float* sum, int64_t stride) {
+  for (int t = 0; t < count; ++t) {
+    float* s = sum + tokens[t] * stride;
+    store(s, fma(set(weights[t]), load(y + t * 16), load(s)));
+  }
+}
+
+// out[t * stride ..][0 .. n) = sum[t * sum_stride ..]
+void store_sums(const float* sum, int64_t sum_stride, int64_t count, void* out, Dtype dtype, int64_t first,
+                int64_t stride, int n) {
+  for (int64_t t = 0; t < count; ++t) {
+    const F32 v = load(sum + t * sum_stride);
+    if (dtype == Dtype::f32)
+      store_as_n(static_cast<float*>(out) + first + t * stride, v, n);
+    else
+      store_as_n(static_cast<uint16_t*>(out) + first + t * stride, v, n);
+  }
+}
+
+}  // namespace pio::PIO_ISA
+#else
+#define PIO_FILE "src/moe.cc"
+#include "quant.h"  // before it: the first half needs it too
+
+#include "foreach_isa.h"
+
+namespace pio {
+
+PIO_TABLE(swiglu_rows)
+PIO_TABLE(add_weighted)
+PIO_TABLE(store_sums)
+
+namespace {
+
+// (token, expert) pairs sorted by expert, tokens in order within one: the order of every sum, whatever the threads do.
+struct Routing {
+  std::vector<int64_t> experts;  // those that have tokens
+  std::vector<int64_t> first;    // of each, its first pair; one more at the end
+  std::vector<int64_t> token;    // of each pair
+  std::vector<float> weight;     // of each pair
+
+  int64_t pairs() const { return static_cast<int64_t>(token.size()); }
+};
+
+Routing sort_by_expert(const int64_t* expert, const float* weight, int64_t tokens, int64_t k, int64_t n_experts) {
+  std::vector<int64_t> start(n_experts + 1, 0);
+  for (int64_t i = 0; i < tokens * k; ++i) {
+    require(expert[i] >= 0 && expert[i] < n_experts, "moe: expert " + std::to_string(expert[i]) + " of token " +
+                                                         std::to_string(i / k) + " is outside 0 .. " +
+                                                         std::to_string(n_experts - 1));
+    ++start[expert[i] + 1];
+  }
+  Routing out;
+  for (int64_t e = 0; e < n_experts; ++e) {
+    if (start[e + 1] > 0) {
+      out.experts.push_back(e);
+      out.first.push_back(start[e]);
+    }
+    start[e + 1] += start[e];
+  }
+  out.first.push_back(tokens * k);
+  out.token.resize(tokens * k);
+  out.weight.resize(tokens * k);
+  for (int64_t i = 0; i < tokens * k; ++i) {
+    const int64_t at = start[expert[i]]++;
+    out.token[at] = i / k;
+    out.weight[at] = weight[i];
+  }
+  return out;
+}
+
+// Packed experts lie one after the other; an expert is `panels` panels.
+Packed expert_of(const Packed& all, int64_t expert, int64_t panels) {
+  Packed one = all;
+  one.data += expert * panels * all.panel_bytes();
+  one.scales += expert * panels * all.groups() * kLanes;
+  one.rows = panels * kLanes;
+  return one;
+}
+
+struct Layer {
+  Packed gate_up, down;  // gate_up: panels of gate, then as many of up, of every expert
+  int64_t gate_panels, down_panels;
+};
+
+// hidden[pair][16 panel ..] of the pairs of one expert, for one panel of gate and its panel of up.
+void gate_and_up(const Layer& layer, const Tile& tile, const Routing& routing, size_t active, int64_t panel,
+                 const Activations& x, float* hidden, int64_t stride) {
+  alignas(64) float y[2 * kMaxTileRows * kLanes];
+  const Packed w = expert_of(layer.gate_up, routing.experts[active], 2 * layer.gate_panels);
+  const int64_t both[2] = {panel, panel + layer.gate_panels};
+  for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
+    const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
+    const int64_t* rows = routing.token.data() + s;
+    for (int p = 0; p < 2; p += tile.panels)
+      tile.multiply(w, both + p, tile.panels, x, rows, count, y + p * count * kLanes);
+    PIO_CALL(swiglu_rows)(y, y + count * kLanes, count, hidden + s * stride + panel * kLanes, stride);
+  }
+}
+
+// All experts' contributions to `n_panels` panels of the output, added up in float32.
+void down_and_add(const Layer& layer, const Tile& tile, const Routing& routing, int64_t panel, int n_panels,
+                  const Activations& hidden, float* sum, int64_t stride) {
+  alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
+  int64_t panels[kMaxTilePanels], rows[kMaxTileRows];
+  for (int p = 0; p < n_panels; ++p) panels[p] = panel + p;
+  for (size_t active = 0; active < routing.experts.size(); ++active) {
+    const Packed w = expert_of(layer.down, routing.experts[active], layer.down_panels);
+    for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
+      const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
+      for (int t = 0; t < count; ++t) rows[t] = s + t;
+      tile.multiply(w, panels, n_panels, hidden, rows, count, y);
+      for (int p = 0; p < n_panels; ++p)
+        PIO_CALL(add_weighted)(y + p * count * kLanes, count, routing.token.data() + s, routing.weight.data() + s,
+                               sum + p * kLanes, stride);
+    }
+  }
+}
+
+}  // namespace
+
+// x [tokens, hidden] -> out [tokens, hidden]. experts [tokens, k] int64 and weights [tokens, k] float32 say where each
+// token goes. gate_up: n_experts weights of 2 * inner rows, packed as inner rows of gate padded to 16, then of up;
+// down: n_experts weights [hidden, inner].
+void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Address experts, Address weights,
+         int64_t k, int64_t n_experts, Address gate_up_data, Address gate_up_scales, Address down_data,
+         Address down_scales, int bits, int group, Address out, int threads) {
+  const Dtype type = require_dtype(dtype, "moe");
+  require(tokens >= 0 && k > 0 && n_experts > 0, "moe: tokens must not be negative, k and n_experts must be positive");
+  const int64_t gate_panels = ceil_div(inner, kLanes), down_panels = ceil_div(hidden, kLanes);
+  const Layer layer = {
+      checked_packed("moe: gate_up", gate_up_data, gate_up_scales, 2 * gate_panels * kLanes, hidden, bits, group),
+      checked_packed("moe: down", down_data, down_scales, hidden, inner, bits, group), gate_panels, down_panels};
+  if (tokens == 0) return;
+  require_address(x, size_of(type), "moe", "x");
+  require_address(out, size_of(type), "moe", "out");
+  require_address(experts, 8, "moe", "experts");
+  require_address(weights, 4, "moe", "weights");
+  const Routing routing = sort_by_expert(reinterpret_cast<const int64_t*>(experts),
+                                         reinterpret_cast<const float*>(weights), tokens, k, n_experts);
+  const Tile tile = current_tile();
+  const int64_t active = static_cast<int64_t>(routing.experts.size());
+  const int64_t expert_bytes = 2 * gate_panels * layer.gate_up.panel_bytes() + down_panels * layer.down.panel_bytes();
+  const int used = threads_for(active * expert_bytes, expert_bytes * 8 / bits * tokens * k, threads);
+
+  const Activations in = scratch_activations(0, tokens, hidden, group);
+  quantize_rows(reinterpret_cast<const void*>(x), type, hidden, 0, tokens, in, used);
+
+  const int64_t width = gate_panels * kLanes;
+  float* middle = scratch_floats(0, routing.pairs() * width);
+  parallel_for(active * gate_panels, tokens > 8 ? 1 : 2, used, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      gate_and_up(layer, tile, routing, static_cast<size_t>(i / gate_panels), i % gate_panels, in, middle, width);
+  });
+
+  // The padding of `inner` to 16 is silu(0) * 0 = 0, so it may be quantized along with the rest; the weights there are
+  // 0 too.
+  const Activations act = scratch_activations(1, routing.pairs(), width, group);
+  quantize_rows(middle, Dtype::f32, width, 0, routing.pairs(), act, used);
+
+  parallel_for(ceil_div(down_panels, tile.panels), 1, used, [&](int64_t begin, int64_t end) {
+    const int64_t stride = tile.panels * kLanes;
+    float* sum = scratch_floats(1, tokens * stride);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i * tile.panels;
+      const int n = static_cast<int>(std::min<int64_t>(tile.panels, down_panels - panel));
+      std::memset(sum, 0, static_cast<size_t>(tokens * stride) * sizeof(float));
+      down_and_add(layer, tile, routing, panel, n, act, sum, stride);
+      for (int p = 0; p < n; ++p) {
+        const int64_t from = (panel + p) * kLanes;
+        PIO_CALL(store_sums)(sum + p * kLanes, stride, tokens, reinterpret_cast<void*>(out), type, from, hidden,
+                             static_cast<int>(std::min<int64_t>(kLanes, hidden - from)));
+      }
+    }
+  });
+}
+
+}  // namespace pio
+#endif

@@ -1,0 +1,196 @@
+#include "thread_pool.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "openmp.h"
+
+namespace pio {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A worker spins this long after its last piece, then sleeps in the kernel. Between two linears of one layer a model
+// spends 5-30 us in Python; a wake-up costs about that much. Spinning longer takes the core from torch's OpenMP
+// threads, which is dearer than the wake-ups.
+constexpr auto kSpin = std::chrono::microseconds(40);
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// 0: look for torch's threads at the next call; 1: own workers; 2: torch's.
+std::atomic<int> kind{0};
+std::atomic<OpenmpParallel> openmp_parallel{nullptr};
+
+OpenmpParallel borrowed() {
+  if (kind.load(std::memory_order_acquire) == 0) {
+    openmp_parallel.store(find_openmp());
+    kind.store(openmp_parallel.load() ? 2 : 1, std::memory_order_release);
+  }
+  return kind.load() == 2 ? openmp_parallel.load() : nullptr;
+}
+
+class Pool {
+ public:
+  bool try_run(int64_t count, int64_t grain, int threads, RangeFunction function, void* context);
+  int workers() const { return static_cast<int>(threads_.size()); }
+
+ private:
+  void set_job(int64_t count, int64_t grain, RangeFunction function, void* context);
+  void run_on_workers(int threads);
+  void grow(int workers);
+  void work(int index);
+  void drain();
+
+  std::mutex busy_;  // held by the one caller that is using the workers
+  std::vector<std::thread> threads_;
+
+  // The job. Written only while it is closed and nobody is inside.
+  RangeFunction function_ = nullptr;
+  void* context_ = nullptr;
+  int64_t count_ = 0, grain_ = 1;
+  int limit_ = 0;  // workers that may join
+  alignas(64) std::atomic<int64_t> next_{0};
+  // A worker first enters (inside_ + 1), then looks whether the job is open; the caller first closes it, then waits
+  // for inside_ = 0. All of it sequentially consistent: one of the two sees the other. So nobody waits for a worker
+  // that has not woken up in time.
+  alignas(64) std::atomic<bool> open_{false};
+  alignas(64) std::atomic<int> inside_{0};
+  alignas(64) std::atomic<int> epoch_{0};  // counts jobs; sleeping workers wait on it
+};
+
+void Pool::drain() {
+  for (;;) {
+    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+    if (begin >= count_) return;
+    function_(context_, begin, std::min(begin + grain_, count_));
+  }
+}
+
+void Pool::work(int index) {
+  int seen = 0;
+  for (;;) {
+    const auto until = Clock::now() + kSpin;
+    while (epoch_.load(std::memory_order_acquire) == seen) {
+      for (int i = 0; i < 32; ++i) pause();
+      if (Clock::now() > until) epoch_.wait(seen);
+    }
+    seen = epoch_.load(std::memory_order_acquire);
+    inside_.fetch_add(1);
+    if (open_.load() && index < limit_) drain();
+    inside_.fetch_sub(1);
+  }
+}
+
+void Pool::grow(int workers) {
+  while (this->workers() < workers) {
+    const int index = this->workers();
+    threads_.emplace_back([this, index] { work(index); });
+    threads_.back().detach();  // they live as long as the process
+  }
+}
+
+void Pool::set_job(int64_t count, int64_t grain, RangeFunction function, void* context) {
+  function_ = function;
+  context_ = context;
+  count_ = count;
+  grain_ = grain;
+  next_.store(0, std::memory_order_relaxed);
+}
+
+void Pool::run_on_workers(int threads) {
+  grow(threads - 1);
+  limit_ = threads - 1;
+  open_.store(true);
+  epoch_.fetch_add(1);
+  epoch_.notify_all();
+  drain();
+  open_.store(false);
+  for (int i = 0; inside_.load() != 0; ++i)
+    i < 1000 ? pause() : std::this_thread::yield();  // a worker without a core gets this one
+}
+
+bool Pool::try_run(int64_t count, int64_t grain, int threads, RangeFunction function, void* context) {
+  std::unique_lock<std::mutex> mine(busy_, std::try_to_lock);
+  if (!mine.owns_lock()) return false;
+  set_job(count, grain, function, context);
+  const OpenmpParallel openmp = borrowed();
+  if (openmp)
+    openmp([](void* pool) { static_cast<Pool*>(pool)->drain(); }, this, static_cast<unsigned>(threads), 0);
+  else
+    run_on_workers(threads);
+  return true;
+}
+
+// Never destroyed: workers may outlive static destructors. After fork() the child has none of the threads, and the
+// parent's locks in an unknown state, so it starts with a new pool and leaves the old one alone. OpenMP's threads do
+// not come back in a child either (libgomp hangs), so there the workers are our own.
+std::atomic<Pool*> pool{nullptr};
+thread_local bool inside_piece = false;
+
+[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, [] {
+  pool.store(nullptr);
+  kind.store(1);
+});
+
+Pool& the_pool() {
+  Pool* now = pool.load(std::memory_order_acquire);
+  if (now) return *now;
+  Pool* fresh = new Pool;
+  if (pool.compare_exchange_strong(now, fresh)) return *fresh;
+  delete fresh;  // another thread was first; nobody has used this one
+  return *now;
+}
+
+struct Marked {
+  RangeFunction function;
+  void* context;
+};
+
+void run_marked(void* context, int64_t begin, int64_t end) {
+  const auto& marked = *static_cast<Marked*>(context);
+  inside_piece = true;
+  marked.function(marked.context, begin, end);
+  inside_piece = false;
+}
+
+}  // namespace
+
+void parallel_for_range(int64_t count, int64_t grain, int threads, RangeFunction function, void* context) {
+  if (count <= 0) return;
+  grain = std::max<int64_t>(grain, 1);
+  if (threads > 1 && count > grain && !inside_piece) {
+    Marked marked{function, context};
+    if (the_pool().try_run(count, grain, threads, run_marked, &marked)) return;
+  }
+  function(context, 0, count);
+}
+
+int pool_workers() {
+  Pool* now = pool.load();
+  return now ? now->workers() : 0;
+}
+
+std::string thread_source() { return borrowed() ? "torch" : "own"; }
+
+void set_thread_source(const std::string& source) {
+  if (source == "own") return kind.store(1);
+  if (source != "torch") throw std::invalid_argument("set_thread_source: 'torch' or 'own', got '" + source + "'");
+  kind.store(0);
+  if (!borrowed())
+    throw std::invalid_argument("set_thread_source: no OpenMP runtime of torch is loaded to borrow threads from");
+}
+
+}  // namespace pio

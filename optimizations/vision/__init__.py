@@ -1,0 +1,1 @@
+"""Techniques that change the visual tokens and the vision tower."""

@@ -1,0 +1,296 @@
+"""Stored runs: one JSON file per model and scale, made to be reviewed as a diff.
+
+A file holds sessions (when, on which machine, from which commit) and cells; a cell holds per metric the values
+of up to five sessions of each machine, one metric per line. What varies from run to run keeps its sessions, so
+that their spread is known; what is deterministic keeps the last. Absolute times are kept as information.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_inferencepio import baseline_json
+from pytest_inferencepio.baseline_json import BaselineFile, Session, Stored, StoredCell, Value, rounded
+from pytest_inferencepio.errors import BaselineError
+from pytest_inferencepio.gate_rules import PRIOR_SPREAD, Rule, rule_of, session_spread, sessions_kept
+from pytest_inferencepio.record import Metric, Record
+from pytest_inferencepio.verdict import CellKey, Outcome, Status, Verdict
+
+UNKNOWN_MACHINE = "unknown machine"
+# Keys of `workload` that are not part of what was asked of the model.
+NOT_COMPARED = ("budget",)
+NOT_STORED = ("read_bandwidth", "arithmetic", "machine_class", "isa")
+_POOL_DEGREES = 8  # sessions needed before the pooled spread replaces the assumed one
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The stored values of one metric that a new value is compared with: all of one machine, oldest first."""
+
+    values: tuple[Value, ...]
+    same_machine: bool
+    same_isa: bool
+    pooled_spread: float = PRIOR_SPREAD
+
+    @property
+    def latest(self) -> Value:
+        return self.values[-1]
+
+    @property
+    def center(self) -> float:
+        """Median over sessions."""
+        ordered = sorted(value.value for value in self.values)
+        middle = len(ordered) // 2
+        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of ln(value) between sessions, shrunk towards the pooled one."""
+        return session_spread(*_squares(self.values), self.pooled_spread)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a record is compared with: the workload it was measured on and the history of each metric."""
+
+    cell: CellKey
+    workload: Mapping[str, Any]
+    metrics: Mapping[str, History]
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """All baseline files of a directory, by (model, scale)."""
+
+    directory: Path
+    files: Mapping[tuple[str, str], BaselineFile]
+
+    @property
+    def cells(self) -> list[CellKey]:
+        return [cell for file in self.files.values() for cell in file.cells]
+
+    def entry(self, record: Record) -> Entry | None:
+        """What to compare `record` with, values of this machine preferred metric by metric."""
+        file = self.files.get((record.model, record.scale))
+        cell = cell_of(record)
+        stored = file.cells.get(cell) if file else None
+        if file is None or stored is None:
+            return None
+        pooled = _pooled_spread(file)
+        here = (machine_class(record.fingerprint), _isa(record.fingerprint))
+        metrics = {name: _history(file, metric, here, pooled) for name, metric in stored.metrics.items()}
+        return Entry(cell, stored.workload, metrics)
+
+
+def cell_of(record: Record) -> CellKey:
+    """The address of `record`."""
+    return CellKey(
+        record.model, record.scale, record.optimization, record.category, record.device, record.dtype
+    )
+
+
+def machine_class(fingerprint: Mapping[str, Any]) -> str:
+    """What must be equal for absolute values to be comparable; `machine.machine_class` wrote it."""
+    return str(fingerprint.get("machine_class") or UNKNOWN_MACHINE)
+
+
+def workload_of(record: Record) -> dict[str, Any]:
+    """The part of a record's workload that must be equal for two runs to be comparable, as plain JSON types."""
+    compared = {key: value for key, value in record.workload.items() if key not in NOT_COMPARED}
+    return dict(baseline_json.plain(compared))
+
+
+def read(directory: Path) -> Baselines:
+    """Read every `*.json` of `directory`; a directory that does not exist holds no baselines.
+
+    Raises:
+        BaselineError: a file that is corrupt, truncated, of another schema, or names another model.
+    """
+    files: dict[tuple[str, str], BaselineFile] = {}
+    for path in sorted(directory.glob("*.json")) if directory.is_dir() else ():
+        file = read_file(path)
+        files[file.model, file.scale] = file
+    return Baselines(directory, files)
+
+
+def read_file(path: Path) -> BaselineFile:
+    """One baseline file.
+
+    Raises:
+        BaselineError: unreadable, not JSON, of another schema, of wrong types, or of another name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(f"cannot read baseline {path}: {error}") from error
+    file = baseline_json.loads(text, str(path))
+    if path.name != file_name(file.model, file.scale):
+        raise BaselineError(
+            f"baseline {path} holds {file.model} at scale {file.scale}, which belongs into "
+            f"{file_name(file.model, file.scale)}; rename it or measure again with --pio-update-baseline"
+        )
+    return file
+
+
+def file_name(model: str, scale: str) -> str:
+    return f"{model}-{scale}.json"
+
+
+def write_file(directory: Path, file: BaselineFile) -> Path:
+    """Write `file` under `directory` so that a crash leaves the old file or the new one, never a part."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / file_name(file.model, file.scale)
+    write_atomically(path, baseline_json.dumps(file))
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to a temporary file beside `path`, then rename it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which would hide the file from a group
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def update(
+    baselines: Baselines,
+    measured: Sequence[tuple[Record, Verdict]],
+    *,
+    session: str,
+    failures: Sequence[str] = (),
+    gone: Collection[CellKey] = (),
+) -> list[Path]:
+    """Store `measured` as a session named `session` (the moment in ISO 8601, UTC); the files written.
+
+    A regression against the stored values is what an update accepts: the history of such a metric starts anew.
+    `failures` are the tests that failed for any other reason, `gone` the cells to drop (`RunVerdict.gone`).
+
+    Raises:
+        BaselineError: nothing was measured, a test failed, or an accuracy budget was exceeded.
+    """
+    _refuse_failing(measured, failures)
+    files = dict(baselines.files)
+    for record, verdict in measured:
+        key = (record.model, record.scale)
+        file = files.get(key) or BaselineFile(record.model, record.scale, {}, {})
+        files[key] = _with(file, record, verdict, session)
+    for cell in gone:
+        file = files[cell.model, cell.scale]
+        kept = {key: stored for key, stored in file.cells.items() if key != cell}
+        files[cell.model, cell.scale] = dataclasses.replace(file, cells=kept)
+    changed = [key for key, file in files.items() if file is not baselines.files.get(key)]
+    return [write_file(baselines.directory, files[key].pruned()) for key in changed]
+
+
+def _refuse_failing(measured: Sequence[tuple[Record, Verdict]], failures: Sequence[str]) -> None:
+    if not measured:
+        raise BaselineError("no benchmark was measured, so there is nothing to store as a baseline")
+    over = [str(v.cell) for _, v in measured if v.status == Status.BUDGET_EXCEEDED]
+    broken = [*failures, *over]
+    if broken:
+        listed = "\n  ".join(broken[:20])
+        raise BaselineError(
+            f"a failing run never becomes a baseline; {len(broken)} failed, nothing was written:\n  {listed}"
+        )
+
+
+def _with(file: BaselineFile, record: Record, verdict: Verdict, session: str) -> BaselineFile:
+    cell, workload = cell_of(record), workload_of(record)
+    machine = machine_class(record.fingerprint)
+    sessions = {**file.sessions, session: _session(record, machine)}
+    old = file.cells.get(cell)
+    known = dict(old.metrics) if old and old.workload == workload else {}
+    moved = {f.metric for f in verdict.of(Outcome.REGRESSION, Outcome.IMPROVED)}
+    for name, value in record.metrics.items():
+        if value.measured:
+            earlier = known.get(name) or Stored(value.unit, value.better, {})
+            kept = _kept(earlier, sessions, machine, name, anew=name in moved)
+            known[name] = dataclasses.replace(earlier, values={**kept, session: _value(name, value)})
+    here = {name: value for name, value in known.items() if name in record.metrics}
+    cells = {**file.cells, cell: StoredCell(workload, here)}
+    return dataclasses.replace(file, sessions=sessions, cells=cells)
+
+
+def _kept(
+    stored: Stored, sessions: Mapping[str, Session], machine: str, name: str, *, anew: bool
+) -> dict[str, Value]:
+    """The values that stay beside a new one: all of other machines, the last few of this one."""
+    foreign = {key: value for key, value in stored.values.items() if sessions[key].machine != machine}
+    own = [key for key in stored.values if key not in foreign]
+    recent = [] if anew else own[len(own) - min(len(own), sessions_kept(name) - 1) :]
+    return {**foreign, **{key: stored.values[key] for key in recent}}
+
+
+def _value(name: str, value: Metric) -> Value:
+    assert value.value is not None
+    examples = ""
+    if rule_of(name) == Rule.TASK and set(value.samples) <= {0.0, 1.0}:
+        examples = "".join(str(int(sample)) for sample in value.samples)
+    low, high = (None if bound is None else rounded(bound) for bound in (value.low, value.high))
+    return Value(rounded(value.value), low, high, value.n, examples)
+
+
+def _session(record: Record, machine: str) -> Session:
+    """The fingerprint without its measured rates: they differ from run to run and would fill every diff."""
+    told = {key: value for key, value in record.fingerprint.items() if key not in NOT_STORED}
+    return Session(machine, _isa(record.fingerprint), baseline_json.plain(told))
+
+
+def _isa(fingerprint: Mapping[str, Any]) -> str:
+    return str(fingerprint.get("isa", ""))
+
+
+def _history(file: BaselineFile, metric: Stored, here: tuple[str, str], pooled: float) -> History:
+    """Values of this machine; else of the machine measured last, one of this instruction set preferred."""
+    machine, isa = here
+
+    def rank(key: str) -> tuple[bool, bool, str]:
+        session = file.sessions[key]
+        return session.machine == machine != UNKNOWN_MACHINE, session.isa == isa, key
+
+    best = file.sessions[max(metric.values, key=rank)]
+    values = [
+        metric.values[key] for key in sorted(metric.values) if file.sessions[key].machine == best.machine
+    ]
+    return History(tuple(values), best.machine == machine != UNKNOWN_MACHINE, best.isa == isa, pooled)
+
+
+def _pooled_spread(file: BaselineFile) -> float:
+    """Spread of ln(ratio) between sessions of one machine, over all ratios of the file."""
+    squares, degrees = 0.0, 0
+    for cell in file.cells.values():
+        for name, metric in cell.metrics.items():
+            if rule_of(name) == Rule.RATIO:
+                for values in _by_machine(file, metric):
+                    own, more = _squares(values)
+                    squares, degrees = squares + own, degrees + more
+    return math.sqrt(squares / degrees) if degrees >= _POOL_DEGREES else PRIOR_SPREAD
+
+
+def _by_machine(file: BaselineFile, metric: Stored) -> Iterable[list[Value]]:
+    def machine(key: str) -> str:
+        return file.sessions[key].machine
+
+    for _, keys in itertools.groupby(sorted(metric.values, key=machine), key=machine):
+        yield [metric.values[key] for key in keys]
+
+
+def _squares(values: Sequence[Value]) -> tuple[float, int]:
+    """Sum of squared deviations of ln(value) from their mean, and the degrees of freedom."""
+    logs = [math.log(value.value) for value in values if value.value > 0]
+    if len(logs) < 2:
+        return 0.0, 0
+    mean = math.fsum(logs) / len(logs)
+    return math.fsum((log - mean) ** 2 for log in logs), len(logs) - 1

@@ -1,0 +1,1 @@
+"""The models: dimensions, reference checkpoints, loading, inputs."""

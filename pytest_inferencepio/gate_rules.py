@@ -1,0 +1,201 @@
+"""How each metric is judged: which rule, which tolerance, and why that number.
+
+| rule | metrics | travels to another machine |
+|---|---|---|
+| RATIO | speedups measured in one run | yes, with a wider tolerance |
+| EXACT | byte counts read from the model, counts | yes, exactly |
+| PERPLEXITY, DIVERGENCE, AGREEMENT, TASK | answers on fixed inputs | yes, with a tolerance for rounding |
+| COUNT | nearly deterministic rates | yes, with a tolerance |
+| MEMORY, ENERGY | peaks, joules | no |
+| MEMORY_RATIO | peak after / before | yes; used only where MEMORY does not travel |
+| INFORMATION | absolute times and rates, and what a technique adapts to them | never gated |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+from pytest_inferencepio import units
+
+
+class Rule(enum.Enum):
+    """Kinds of judgement; see the table above."""
+
+    RATIO = "ratio"
+    EXACT = "exact"
+    PERPLEXITY = "perplexity"
+    DIVERGENCE = "divergence"
+    AGREEMENT = "agreement"
+    TASK = "task"
+    COUNT = "count"
+    MEMORY = "memory"
+    MEMORY_RATIO = "memory ratio"
+    ENERGY = "energy"
+    INFORMATION = "information"
+
+
+RULES: dict[str, Rule] = {
+    "speedup": Rule.RATIO,
+    "prefill_speedup": Rule.RATIO,
+    "decode_speedup": Rule.RATIO,
+    "throughput_ratio": Rule.RATIO,
+    "weight_memory": Rule.EXACT,
+    "weight_memory_ratio": Rule.EXACT,
+    "kv_bytes_per_token": Rule.EXACT,
+    "recompilations": Rule.EXACT,
+    "nonfinite_outputs": Rule.EXACT,
+    "perplexity": Rule.PERPLEXITY,
+    "perplexity_ratio": Rule.PERPLEXITY,
+    "kl_divergence": Rule.DIVERGENCE,
+    "logit_error": Rule.DIVERGENCE,
+    "gradient_error": Rule.DIVERGENCE,
+    "top1_agreement": Rule.AGREEMENT,
+    "generation_match": Rule.AGREEMENT,
+    "task_exact_match": Rule.TASK,
+    "bytes_read_per_token": Rule.COUNT,
+    "peak_memory": Rule.MEMORY,
+    "model_peak_memory": Rule.MEMORY,
+    "allocator_peak": Rule.MEMORY,
+    "memory_ratio": Rule.MEMORY_RATIO,
+    "model_memory_ratio": Rule.MEMORY_RATIO,
+    "energy_per_token": Rule.ENERGY,
+}
+
+# The peak whose ratio it is.
+PEAK_OF = {"memory_ratio": "peak_memory", "model_memory_ratio": "model_peak_memory"}
+
+# Samples kept in a baseline per machine: quantities that vary from run to run need their spread, answers on
+# fixed inputs and byte counts do not.
+KEPT_SESSIONS = 5
+VARYING = (Rule.RATIO, Rule.MEMORY, Rule.MEMORY_RATIO, Rule.ENERGY)
+
+
+def rule_of(metric: str) -> Rule:
+    """The rule of `metric`; what has none is information."""
+    return RULES.get(metric, Rule.INFORMATION)
+
+
+def sessions_kept(metric: str) -> int:
+    """How many sessions of one machine a baseline keeps of `metric`."""
+    return KEPT_SESSIONS if rule_of(metric) in VARYING else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """What the gate tolerates. Fractions are relative (0.03 is 3 %) unless the name says otherwise."""
+
+    # Speed: worse than 1 + delta at the median, and proven worse than 1 + delta / 2.
+    speed: float = 0.03
+    aa_noise: float = 0.0  # this machine's own noise between two equal models, when it was measured
+    # A ratio of two programs on one machine depends on its balance of arithmetic and bandwidth. Between CPUs of
+    # one instruction set that balance differs by well under 2x, so a technique loses part of its gain, not all.
+    speed_foreign: float = 0.30
+    # Kernels of another instruction set are other programs: only "less than half of the stored gain" is news.
+    speed_foreign_isa: float = 1.0
+    confidence: float = 0.95  # of each one-sided bound
+    # A pass must exclude a slow-down of this size, otherwise it is inconclusive.
+    excluded: float = 0.10
+
+    # Answers. On one machine fixed inputs gave the same logits bit by bit; AVX2 against AVX-512 moved the perplexity
+    # of a tiny bf16 model by 1e-5 of itself, KL divergences of quantized ones by 1e-4 of theirs, no top-1 token of
+    # 1,100. Ten times that on the same machine (thread counts of libraries, patch releases), some hundred times on
+    # others, whose BLAS and bf16 instructions may round in other places.
+    perplexity: float = 1e-4
+    perplexity_foreign: float = 2e-3
+    divergence: float = 0.02
+    divergence_floor: float = 1e-6  # nat
+    divergence_foreign: float = 0.20
+    divergence_floor_foreign: float = 1e-4
+    agreement: float = 0.005  # absolute, and at least this many of the n positions: near ties flip one by one
+    agreement_flips: int = 1
+    agreement_foreign: float = 0.02
+    agreement_flips_foreign: int = 3
+    task: float = 0.02  # absolute
+    task_foreign: float = 0.05
+    task_p_value: float = 0.05
+    count: float = 0.02
+    count_foreign: float = 0.10
+
+    # Memory: both must be exceeded. 4 MB is what allocator arenas and lazily loaded libraries move.
+    memory: float = 0.05
+    memory_floor: float = 4e6  # B
+    memory_ratio: float = 0.10
+    energy: float = 0.10
+    # Absolute times only inform, and only when they moved this much on the same machine.
+    information: float = 0.50
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """How far a deterministic value may worsen: relative * |before| + absolute, in the metric's unit."""
+
+    relative: float = 0.0
+    absolute: float = 0.0
+
+    def allowed(self, before: float) -> float:
+        return self.relative * abs(before) + self.absolute
+
+    def __str__(self) -> str:
+        parts = [units.share(self.relative)] if self.relative else []
+        parts += [f"{self.absolute:.3g}"] if self.absolute else []
+        return f"allowed: {' + '.join(parts) or 'none'}"
+
+
+# Fractions are stored with six significant digits, so equality means equality of those; whole numbers exactly.
+STORED_DIGITS = 6
+_ROUNDING = 0.5 * 10.0 ** (1 - STORED_DIGITS)
+
+
+def tolerance_of(rule: Rule, limits: Thresholds, *, same_machine: bool, n: int) -> Tolerance:
+    """The tolerance of a deterministic rule over `n` positions; KeyError for rules that judge otherwise."""
+    flips, foreign_flips = (
+        (count + 0.5) / max(n, 1) for count in (limits.agreement_flips, limits.agreement_flips_foreign)
+    )
+    pairs = {
+        Rule.EXACT: (Tolerance(_ROUNDING), Tolerance(_ROUNDING)),
+        Rule.PERPLEXITY: (Tolerance(limits.perplexity), Tolerance(limits.perplexity_foreign)),
+        Rule.DIVERGENCE: (
+            Tolerance(limits.divergence, limits.divergence_floor),
+            Tolerance(limits.divergence_foreign, limits.divergence_floor_foreign),
+        ),
+        Rule.AGREEMENT: (
+            Tolerance(0, max(limits.agreement, flips)),
+            Tolerance(0, max(limits.agreement_foreign, foreign_flips)),
+        ),
+        Rule.TASK: (Tolerance(0, limits.task), Tolerance(0, limits.task_foreign)),
+        Rule.COUNT: (Tolerance(limits.count), Tolerance(limits.count_foreign)),
+    }
+    return pairs[rule][0 if same_machine else 1]
+
+
+# Between processes the same code runs up to some 1.5 % faster or slower for its whole life (placement of code
+# and data), which no pairing inside a process removes. That is what is assumed until sessions show more or less.
+PRIOR_SPREAD = 0.015
+_PRIOR_WEIGHT = 4.0
+# A run makes some 200 such comparisons, so three standard deviations would alarm falsely in every third run.
+# Simulated with 5 stored sessions of 9 pairs and the spread of all ratios known (tests/gate/test_gate_catches.py has
+# the noise): percent of ratios that fail when unchanged / 5 / 10 / 20 % slower, by the spread between sessions, at
+# three deviations and at four.
+#   0.5 %   0.01 / 94 / 99 / 99    0.00 / 87 / 99 / 99
+#   1.5 %   0.29 / 42 / 97 / 99    0.02 / 16 / 87 / 99
+#   3 %     0.36 / 10 / 45 / 98    0.01 / 1.5 / 20 / 88
+SPREAD_FACTOR = 4.0
+
+
+def session_spread(squares: float, degrees: int, prior: float = PRIOR_SPREAD) -> float:
+    """Standard deviation of ln(ratio) between sessions, shrunk towards `prior` while sessions are few.
+
+    Args:
+        squares: sum of squared deviations of ln(ratio) from the mean of its sessions.
+        degrees: sessions - 1.
+        prior: the spread of all ratios of the baseline pooled, or `PRIOR_SPREAD`.
+    """
+    return math.sqrt((_PRIOR_WEIGHT * prior**2 + squares) / (_PRIOR_WEIGHT + degrees))
+
+
+def spread_allowance(spread: float, sessions: int) -> float:
+    """Slow-down that `spread` alone explains against the centre of `sessions`: four standard deviations of the
+    difference between one session and that centre."""
+    return math.expm1(SPREAD_FACTOR * spread * math.sqrt(1 + 1 / max(1, sessions)))

@@ -1,0 +1,1 @@
+"""From a runner to samples: timing, memory, energy, fidelity, serving."""

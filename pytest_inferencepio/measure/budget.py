@@ -1,0 +1,128 @@
+"""How much each category measures: counts in one place, so that a cell's time can be planned."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pytest_inferencepio.errors import UnknownName
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Counts for one cell of the matrix. `seconds` is what a category is meant to take, not a limit.
+
+    `pairs` is the number of before/after pairs. `load` is the arrival rate of requests, `objective_*` the
+    latency objective of goodput, all as multiples of what the unoptimized model does with one request alone,
+    so that they mean the same on every machine.
+    """
+
+    seconds: float
+    warmup: int
+    pairs: int
+    prompt_tokens: int
+    new_tokens: int
+    batch_sizes: tuple[int, ...]
+    batch_pairs: int
+    requests: int
+    request_new_tokens: int
+    load: float
+    objective_ttft: float
+    objective_tpot: float
+    heldout_tokens: int
+    window: int
+    decoded_tokens: int
+    longest_tokens: int
+    generations: int
+    generation_tokens: int
+    task_examples: int
+    task_distance: int
+    processes: int
+    energy_seconds: float
+
+    def scaled(self, seconds: float) -> Budget:
+        """The same plan for another number of seconds per category: more or fewer repetitions.
+
+        What is asked of the model stays (lengths, texts, examples), or records would not be comparable;
+        pairs never fall below 5, the least that gives a 95 % one-sided bound.
+        """
+        if seconds <= 0:
+            raise ValueError(f"a time budget must be positive, got {seconds} s")
+        factor = seconds / self.seconds
+        return dataclasses.replace(
+            self,
+            seconds=seconds,
+            pairs=_times(self.pairs, factor, 5),
+            batch_pairs=_times(self.batch_pairs, factor, 1),
+            requests=_times(self.requests, factor, 4),
+            processes=_times(self.processes, min(factor, 3.0), 1),
+            energy_seconds=self.energy_seconds * factor,
+        )
+
+
+def _times(count: int, factor: float, least: int) -> int:
+    return max(min(count, least), round(count * factor))
+
+
+# Tiny: a few milliseconds a token on a slow core; full: up to seconds a token on a CPU.
+PRESETS: dict[str, Budget] = {
+    "tiny": Budget(
+        seconds=2.0,
+        warmup=2,
+        pairs=9,
+        prompt_tokens=128,
+        new_tokens=12,
+        batch_sizes=(1, 4),
+        batch_pairs=3,
+        requests=6,
+        request_new_tokens=8,
+        load=2.0,
+        objective_ttft=8.0,
+        objective_tpot=3.0,
+        heldout_tokens=1024,
+        window=512,
+        decoded_tokens=64,
+        longest_tokens=1024,
+        generations=2,
+        generation_tokens=16,
+        task_examples=12,
+        task_distance=512,
+        processes=1,
+        energy_seconds=1.0,
+    ),
+    "full": Budget(
+        seconds=120.0,
+        warmup=1,
+        pairs=5,
+        prompt_tokens=128,
+        new_tokens=16,
+        batch_sizes=(1, 4),
+        batch_pairs=1,
+        requests=4,
+        request_new_tokens=8,
+        load=1.0,
+        objective_ttft=8.0,
+        objective_tpot=3.0,
+        heldout_tokens=256,
+        window=128,
+        decoded_tokens=16,
+        longest_tokens=512,
+        generations=1,
+        generation_tokens=8,
+        task_examples=8,
+        task_distance=128,
+        processes=1,
+        energy_seconds=10.0,
+    ),
+}
+
+
+def budget_for(scale: str, seconds: float | None = None) -> Budget:
+    """The preset of a scale, or that preset scaled to `seconds` per category.
+
+    Raises:
+        UnknownName: a scale without a preset.
+    """
+    if scale not in PRESETS:
+        raise UnknownName(f"no measuring budget for scale {scale!r}; there are: {', '.join(PRESETS)}")
+    preset = PRESETS[scale]
+    return preset if seconds is None else preset.scaled(seconds)

@@ -1,0 +1,1 @@
+"""The shipped benchmark tests, one module per category; collected with --pio-model."""

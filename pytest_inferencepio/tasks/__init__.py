@@ -1,0 +1,1 @@
+"""Tasks with exactly checkable answers, held-out text, and how a model is scored on them."""

@@ -1,0 +1,39 @@
+"""Plans of what is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pytest_inferencepio.errors import UnknownName
+from pytest_inferencepio.measure.budget import PRESETS, budget_for
+
+
+@pytest.mark.parametrize("scale", PRESETS)
+def test_presets_have_enough_pairs_for_a_bound(scale: str) -> None:
+    plan = budget_for(scale)
+    assert plan.pairs >= 5
+    assert plan.heldout_tokens % plan.window == 0
+    assert plan.heldout_tokens >= plan.window + plan.decoded_tokens
+
+
+def test_more_time_measures_more_and_less_time_less() -> None:
+    plan = budget_for("tiny")
+    assert budget_for("tiny", 2 * plan.seconds).pairs == 2 * plan.pairs
+    small = budget_for("tiny", plan.seconds / 100)
+    assert small.pairs == 5 and small.batch_pairs == 1
+    for name in ("new_tokens", "heldout_tokens", "generations", "task_examples"):
+        assert getattr(small, name) == getattr(plan, name)  # the workload stays comparable
+
+
+def test_the_same_time_is_the_same_plan() -> None:
+    plan = budget_for("full")
+    assert dataclasses.asdict(plan.scaled(plan.seconds)) == dataclasses.asdict(plan)
+
+
+def test_wrong_plans_are_named() -> None:
+    with pytest.raises(UnknownName, match="no measuring budget for scale 'huge'; there are: tiny, full"):
+        budget_for("huge")
+    with pytest.raises(ValueError, match="a time budget must be positive, got 0 s"):
+        budget_for("tiny", 0)
