@@ -7,6 +7,14 @@
 #define PIO_TILE_ROWS 2
 #define PIO_TILE_PANELS 1
 
+// Weight rows and activation rows of one dense tile (src/dense_tile.cc); sums that fit in the registers.
+#undef PIO_DENSE_WEIGHTS
+#undef PIO_DENSE_ROWS
+#undef PIO_SUMS
+#define PIO_DENSE_WEIGHTS 4
+#define PIO_DENSE_ROWS 1
+#define PIO_SUMS 4
+
 namespace pio::avx2 {
 
 struct F32 {
@@ -16,6 +24,9 @@ struct I32 {
   __m256i a, b;
 };
 struct Bytes {
+  __m256i a, b;
+};
+struct Pairs {  // 16 lanes of two bf16, the first in the low half
   __m256i a, b;
 };
 
@@ -196,6 +207,81 @@ PIO_INLINE void store_quarter_sums(int32_t* p, I32 x) {  // p[i] = sum of lane i
   const __m256i eight = _mm256_add_epi32(x.a, x.b);
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
+}
+
+PIO_INLINE Pairs load_pairs(const uint16_t* p) {
+  const auto* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+PIO_INLINE Pairs load_pairs_n(const uint16_t* p, int n) {  // n <= 32 bf16, zeros beyond
+  uint16_t all[32] = {};
+  std::memcpy(all, p, n * sizeof(uint16_t));
+  return load_pairs(all);
+}
+PIO_INLINE void store_pairs_n(uint16_t* p, Pairs x, int n) {
+  uint16_t all[32];
+  auto* q = reinterpret_cast<__m256i*>(all);
+  _mm256_storeu_si256(q, x.a);
+  _mm256_storeu_si256(q + 1, x.b);
+  std::memcpy(p, all, n * sizeof(uint16_t));
+}
+PIO_INLINE Pairs repeat_pair(const void* p) {  // two bf16, in every lane
+  int32_t two;
+  std::memcpy(&two, p, 4);
+  return {_mm256_set1_epi32(two), _mm256_set1_epi32(two)};
+}
+PIO_INLINE F32 even(Pairs x) {  // the first of each pair
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
+}
+PIO_INLINE F32 odd(Pairs x) {  // the second
+  const __m256i high = _mm256_set1_epi32(-65536);
+  return {_mm256_castsi256_ps(_mm256_and_si256(x.a, high)), _mm256_castsi256_ps(_mm256_and_si256(x.b, high))};
+}
+PIO_INLINE Pairs narrow_pairs(F32 x, F32 y) {  // rounded to nearest even
+  return {_mm256_or_si256(narrow(x.a), _mm256_slli_epi32(narrow(y.a), 16)),
+          _mm256_or_si256(narrow(x.b), _mm256_slli_epi32(narrow(y.b), 16))};
+}
+// acc + both products of each lane. Order and rounding of the two additions are the set's own.
+PIO_INLINE F32 dot_pairs(F32 acc, Pairs x, Pairs y) { return fma(odd(x), odd(y), fma(even(x), even(y), acc)); }
+PIO_INLINE Pairs as_pairs(F32 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+PIO_INLINE F32 as_lanes(Pairs x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+// p[i] = sum of the lanes of x[i], i < 4, each in the same order.
+PIO_INLINE void store_sums4(float* p, const F32* x) {
+  __m256 e[4];
+  for (int i = 0; i < 4; ++i) e[i] = _mm256_add_ps(x[i].a, x[i].b);
+  const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(e[0], e[1]), _mm256_hadd_ps(e[2], e[3]));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+// Eight by eight, then the two halves off the diagonal change places.
+PIO_INLINE void transpose8(__m256* r) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xEE);
+    }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+PIO_INLINE void transpose_lanes(F32 (&x)[16]) {  // lane j of x[i] becomes lane i of x[j]
+  __m256 quarter[4][8];
+  for (int i = 0; i < 8; ++i) {
+    quarter[0][i] = x[i].a;
+    quarter[1][i] = x[i].b;
+    quarter[2][i] = x[i + 8].a;
+    quarter[3][i] = x[i + 8].b;
+  }
+  for (auto& q : quarter) transpose8(q);
+  for (int i = 0; i < 8; ++i) {
+    x[i] = {quarter[0][i], quarter[2][i]};
+    x[i + 8] = {quarter[1][i], quarter[3][i]};
+  }
 }
 
 PIO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -7,6 +7,14 @@
 #define PIO_TILE_ROWS 6
 #define PIO_TILE_PANELS 2
 
+// Weight rows and activation rows of one dense tile (src/dense_tile.cc); sums that fit in the registers.
+#undef PIO_DENSE_WEIGHTS
+#undef PIO_DENSE_ROWS
+#undef PIO_SUMS
+#define PIO_DENSE_WEIGHTS 4
+#define PIO_DENSE_ROWS 6
+#define PIO_SUMS 16
+
 namespace pio::avx512 {
 
 struct F32 {
@@ -16,6 +24,9 @@ struct I32 {
   __m512i v;
 };
 struct Bytes {  // 64 bytes: 16 lanes of 4
+  __m512i v;
+};
+struct Pairs {  // 16 lanes of two bf16, the first in the low half
   __m512i v;
 };
 
@@ -106,6 +117,60 @@ PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i
   const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
+}
+
+PIO_INLINE Pairs load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+PIO_INLINE __mmask32 first_of_32(int n) { return static_cast<__mmask32>((uint64_t{1} << n) - 1); }
+PIO_INLINE Pairs load_pairs_n(const uint16_t* p, int n) {  // n <= 32 bf16, zeros beyond
+  return {_mm512_maskz_loadu_epi16(first_of_32(n), p)};
+}
+PIO_INLINE void store_pairs_n(uint16_t* p, Pairs a, int n) { _mm512_mask_storeu_epi16(p, first_of_32(n), a.v); }
+PIO_INLINE Pairs repeat_pair(const void* p) {  // two bf16, in every lane
+  int32_t two;
+  std::memcpy(&two, p, 4);
+  return {_mm512_set1_epi32(two)};
+}
+PIO_INLINE F32 even(Pairs a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }  // the first of each pair
+PIO_INLINE F32 odd(Pairs a) {                                                               // the second
+  return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(-65536)))};
+}
+PIO_INLINE Pairs narrow_pairs(F32 a, F32 b) {  // rounded to nearest even
+  const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(b)), 16);
+  return {_mm512_or_si512(_mm512_cvtepu16_epi32(narrow(a)), high)};
+}
+// acc + both products of each lane. Order and rounding of the two additions are the set's own. Sapphire Rapids does one
+// per cycle, as many multiply-adds as its two fma; what is saved is the widening. Zen 4 does twice as many.
+PIO_INLINE F32 dot_pairs(F32 acc, Pairs a, Pairs b) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)}; }
+PIO_INLINE Pairs as_pairs(F32 a) { return {_mm512_castps_si512(a.v)}; }
+PIO_INLINE F32 as_lanes(Pairs a) { return {_mm512_castsi512_ps(a.v)}; }
+// p[i] = sum of the lanes of a[i], i < 4, each in the same order.
+PIO_INLINE void store_sums4(float* p, const F32* a) {
+  __m256 e[4];
+  for (int i = 0; i < 4; ++i) e[i] = _mm256_add_ps(_mm512_castps512_ps256(a[i].v), _mm512_extractf32x8_ps(a[i].v, 1));
+  const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(e[0], e[1]), _mm256_hadd_ps(e[2], e[3]));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+PIO_INLINE void transpose_lanes(F32 (&a)[16]) {  // lane j of a[i] becomes lane i of a[j]
+  __m512 t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(a[i].v, a[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(a[i].v, a[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      u[i + 2 * j] = _mm512_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      u[i + 2 * j + 1] = _mm512_shuffle_ps(t[i + j], t[i + j + 2], 0xEE);
+    }
+  // u[4 q + c] holds columns c, c + 4, c + 8, c + 12 of rows 4 q .. 4 q + 3, a quarter each.
+  for (int c = 0; c < 4; ++c) {
+    const __m512 low0 = _mm512_shuffle_f32x4(u[c], u[c + 4], 0x88), low1 = _mm512_shuffle_f32x4(u[c], u[c + 4], 0xDD);
+    const __m512 high0 = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0x88);
+    const __m512 high1 = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0xDD);
+    a[c].v = _mm512_shuffle_f32x4(low0, high0, 0x88);
+    a[c + 8].v = _mm512_shuffle_f32x4(low0, high0, 0xDD);
+    a[c + 4].v = _mm512_shuffle_f32x4(low1, high1, 0x88);
+    a[c + 12].v = _mm512_shuffle_f32x4(low1, high1, 0xDD);
+  }
 }
 
 PIO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

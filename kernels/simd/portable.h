@@ -8,6 +8,14 @@
 #define PIO_TILE_ROWS 2
 #define PIO_TILE_PANELS 1
 
+// Weight rows and activation rows of one dense tile (src/dense_tile.cc); sums that fit in the registers.
+#undef PIO_DENSE_WEIGHTS
+#undef PIO_DENSE_ROWS
+#undef PIO_SUMS
+#define PIO_DENSE_WEIGHTS 4
+#define PIO_DENSE_ROWS 1
+#define PIO_SUMS 4
+
 namespace pio::portable {
 
 typedef float F32x16 __attribute__((vector_size(64)));
@@ -25,6 +33,9 @@ struct I32 {
 };
 struct Bytes {
   U8x64 v;
+};
+struct Pairs {  // 16 lanes of two bf16, the first in the low half
+  I32x16 v;
 };
 
 // The compiler fills 64 bytes by sixteen scalar stores, which a wide load cannot be forwarded from; by quarters it is
@@ -177,6 +188,43 @@ PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for ea
 PIO_INLINE void store_bytes(uint8_t* p, Bytes a) { std::memcpy(p, &a.v, 64); }
 PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i of the four quarters
   for (int i = 0; i < 4; ++i) p[i] = a.v[i] + a.v[i + 4] + a.v[i + 8] + a.v[i + 12];
+}
+
+PIO_INLINE Pairs load_pairs_n(const uint16_t* p, int n) {  // n <= 32 bf16, zeros beyond
+  Pairs out{};
+  std::memcpy(&out.v, p, n * sizeof(uint16_t));
+  return out;
+}
+PIO_INLINE Pairs load_pairs(const uint16_t* p) { return load_pairs_n(p, 32); }
+PIO_INLINE void store_pairs_n(uint16_t* p, Pairs a, int n) { std::memcpy(p, &a.v, n * sizeof(uint16_t)); }
+PIO_INLINE Pairs repeat_pair(const void* p) {  // two bf16, in every lane
+  int32_t two;
+  std::memcpy(&two, p, 4);
+  return {set_i32(two).v};
+}
+PIO_INLINE F32 even(Pairs a) { return {(F32x16)(a.v << 16)}; }                // the first of each pair
+PIO_INLINE F32 odd(Pairs a) { return {(F32x16)(a.v & (I32x16{} - 65536))}; }  // the second
+PIO_INLINE Pairs narrow_pairs(F32 first, F32 second) {                        // rounded to nearest even
+  alignas(64) uint16_t both[2][16];
+  store_bf16(both[0], first);
+  store_bf16(both[1], second);
+  Pairs out;
+  for (int i = 0; i < 16; ++i) out.v[i] = static_cast<int32_t>(both[1][i] * 65536u + both[0][i]);
+  return out;
+}
+// acc + both products of each lane. Order and rounding of the two additions are the set's own.
+PIO_INLINE F32 dot_pairs(F32 acc, Pairs a, Pairs b) { return fma(odd(a), odd(b), fma(even(a), even(b), acc)); }
+PIO_INLINE Pairs as_pairs(F32 a) { return {(I32x16)a.v}; }
+PIO_INLINE F32 as_lanes(Pairs a) { return {(F32x16)a.v}; }
+// p[i] = sum of the lanes of a[i], i < 4, each in the same order.
+PIO_INLINE void store_sums4(float* p, const F32* a) {
+  for (int i = 0; i < 4; ++i) p[i] = sum(a[i]);
+}
+PIO_INLINE void transpose_lanes(F32 (&a)[16]) {  // lane j of a[i] becomes lane i of a[j]
+  float all[16][16];
+  for (int i = 0; i < 16; ++i) store(all[i], a[i]);
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 16; ++j) a[i].v[j] = all[j][i];
 }
 
 PIO_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }

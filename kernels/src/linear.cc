@@ -26,13 +26,19 @@ void store_rows(const float* y, int count, const void* bias, void* out, Dtype dt
 }  // namespace pio::PIO_ISA
 #else
 #define PIO_FILE "src/linear.cc"
-#include "quant.h"  // before it: the first half needs it too
+#include "dense.h"  // before it: the first half needs both too
+#include "quant.h"
 
 #include "foreach_isa.h"
 
 namespace pio {
 
 PIO_TABLE(store_rows)
+
+void store_rows(const float* y, int count, const void* bias, void* out, Dtype dtype, int64_t first, int64_t stride,
+                int n) {
+  PIO_CALL(store_rows)(y, count, bias, out, dtype, first, stride, n);
+}
 
 namespace {
 
