@@ -27,6 +27,18 @@ class WeightFormat(ABC):
     def encode(self, weight: torch.Tensor, out: Parts, stacked: int = 1) -> None:
         """Write the parts of `weight` [rows, cols] (bfloat16 or float32, contiguous) into `out`."""
 
+    def piece_rows(self, rows: int, cols: int) -> int | None:
+        """Rows at whose multiples a matrix may be encoded piece by piece with `encode_piece`; None: only as a whole."""
+        return None
+
+    def encode_piece(self, weight: torch.Tensor, out: Parts, start: int, rows: int) -> None:
+        """Write the part of `out` (of a matrix of `rows` rows, not stacked) that the rows from `start` on become.
+
+        Raises:
+            NotImplementedError: `piece_rows` is None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} encodes a matrix as a whole")
+
     @abstractmethod
     def decode(
         self,

@@ -35,6 +35,14 @@ class IntegerFormat(WeightFormat):
         for block, part in enumerate(self._blocks(out, rows, weight.shape[1], stacked)):
             pack_into(weight[block * rows : (block + 1) * rows], part)
 
+    def piece_rows(self, rows: int, cols: int) -> int | None:
+        return LANES
+
+    def encode_piece(self, weight: torch.Tensor, out: Parts, start: int, rows: int) -> None:
+        panels = slice(start // LANES, -(-(start + weight.shape[0]) // LANES))
+        part = self._packed(out["data"][panels], out["scales"][panels], *weight.shape)
+        pack_into(weight, part)
+
     def decode(
         self,
         parts: Parts,

@@ -95,6 +95,13 @@ class Nf4Format(WeightFormat):
             out["nested_absmax"].copy_(state.state2.absmax)
             out["offset"].copy_(state.offset)
 
+    def piece_rows(self, rows: int, cols: int) -> int | None:
+        return _PANEL if self.fused(rows, cols) else None
+
+    def encode_piece(self, weight: torch.Tensor, out: Parts, start: int, rows: int) -> None:
+        for first in range(0, weight.shape[0], _CHUNK):
+            self._encode_fused(weight[first : first + _CHUNK], out, start + first)
+
     def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
         with _defaults():
             return _bitsandbytes().quantize_4bit(

@@ -43,6 +43,18 @@ class PackedModule(nn.Module):
         """
         raise NotImplementedError
 
+    def piece_length(self, name: str) -> int | None:
+        """Along the first dimension of parameter `name`, at which multiples `load_piece` may start; None: load it whole."""
+        return None
+
+    def load_piece(self, name: str, start: int, tensor: torch.Tensor) -> None:
+        """`load_weight` for the part of `name` from index `start` on; memory for all of it exists from the first piece on.
+
+        Raises:
+            NotImplementedError: `piece_length` is None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes {name!r} as a whole")
+
     def dequantize(self) -> dict[str, torch.Tensor]:
         """Original parameter name -> dense tensor in `dtype`, freshly made."""
         raise NotImplementedError
@@ -61,14 +73,17 @@ class PackedModule(nn.Module):
 
     def _materialize(self, name: str, device: torch.device) -> dict[str, torch.Tensor]:
         """Memory for the parts of `name`; the waiting parameter goes."""
-        if name in self.pending:
-            self.pending.discard(name)
-            del self._parameters[name]
+        self._no_longer_waits(name)
         parts = self.parts(name)
         for part, tensor in parts.items():
             if tensor.is_meta:
                 parts[part] = self._buffers[f"{name}_{part}"] = torch.empty_like(tensor, device=device)
         return parts
+
+    def _no_longer_waits(self, name: str) -> None:
+        if name in self.pending:
+            self.pending.discard(name)
+            del self._parameters[name]
 
     def parts(self, name: str) -> dict[str, torch.Tensor]:
         """The parts of one original parameter."""
@@ -108,6 +123,13 @@ class PackedLinear(PackedModule):
         else:
             raise KeyError(f"a packed linear layer takes weight (and bias if it has one), not {name!r}")
 
+    def piece_length(self, name: str) -> int | None:
+        return self.format.piece_rows(self.out_features, self.in_features) if name == "weight" else None
+
+    def load_piece(self, name: str, start: int, tensor: torch.Tensor) -> None:
+        parts = self._materialize("weight", tensor.device)
+        self.format.encode_piece(tensor, parts, start, self.out_features)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.format.linear(x, self.parts("weight"), self.out_features, self._parameters["bias"])
 
@@ -138,10 +160,15 @@ class PackedEmbedding(PackedModule):
     def load_weight(self, name: str, tensor: torch.Tensor) -> None:
         if name != "weight":
             raise KeyError(f"a packed embedding takes weight, not {name!r}")
-        if name in self.pending:
-            self.pending.discard(name)
-            del self._parameters[name]
+        self._no_longer_waits(name)
         self.table.load_weight("weight", tensor)
+
+    def piece_length(self, name: str) -> int | None:
+        return self.table.piece_length(name)
+
+    def load_piece(self, name: str, start: int, tensor: torch.Tensor) -> None:
+        self._no_longer_waits(name)
+        self.table.load_piece(name, start, tensor)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.table.rows(input)
@@ -177,9 +204,15 @@ class PackedExperts(PackedModule):
     def load_weight(self, name: str, tensor: torch.Tensor) -> None:
         if name not in self._part_names:
             raise KeyError(f"packed experts take gate_up_proj and down_proj, not {name!r}")
+        self.load_piece(name, 0, tensor)
+
+    def piece_length(self, name: str) -> int | None:
+        return 1  # experts are packed one by one
+
+    def load_piece(self, name: str, start: int, tensor: torch.Tensor) -> None:
         parts = self._materialize(name, tensor.device)
-        for expert in range(self.num_experts):
-            self.format.encode(tensor[expert].contiguous(), expert_parts(parts, expert), self._stacked(name))
+        for expert, weight in enumerate(tensor, start):
+            self.format.encode(weight.contiguous(), expert_parts(parts, expert), self._stacked(name))
 
     @staticmethod
     def _stacked(name: str) -> int:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 BLOCK = 1_048_573  # largest prime below 2^20
 STANDARD_DEVIATION = 0.02
+# What is drawn at a time for a module that packs piece by piece. The tied embedding of Qwen3-4B is 778 MB, a third of the
+# packed model, the fused experts of one layer of the coder 805 MB.
+PIECE_BYTES = 64 << 20
 
 
 class RandomTensors:
@@ -75,24 +78,46 @@ def materialize(
         model: built on the meta device; modules with `load_weight` convert what they are given.
         originals: `original_parameters` of the model before conversion.
 
-    At no time does more exist than the finished modules and one unconverted tensor.
+    At no time does more exist than the finished modules and one unconverted tensor, or `PIECE_BYTES` of it where the
+    module takes it in pieces.
     """
     dtype = model.dtype
     source = RandomTensors(seed, dtype)
     for name, meta in originals:
         make = source.borrowed if _copies(model, name) else source.like
-        give_weight(model, name, make(name, meta, device))
+        for start, piece in pieces(model, name, meta):
+            give_weight(model, name, make(name, piece, device), start)
     _give_buffers(model, device)
     model.tie_weights(recompute_mapping=False)  # conversion may have taken tied parameters out of the mapping
     _check_complete(model)
     return model
 
 
-def give_weight(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Hand `tensor` to the module that replaced the owner of `name`, or set it as the parameter itself."""
+def pieces(model: nn.Module, name: str, meta: torch.Tensor) -> list[tuple[int | None, torch.Tensor]]:
+    """First index and meta tensor of each piece that `name` can be given in; (None, meta) when only as a whole.
+
+    A module that takes pieces has `piece_length(name)`: along the first dimension, a piece starts at a multiple of it.
+    """
+    whole: list[tuple[int | None, torch.Tensor]] = [(None, meta)]
+    taker = next((found for found in _owners(model, name) if hasattr(found[0], "load_weight")), None)
+    if taker is None or not hasattr(taker[0], "piece_length") or meta.nbytes <= PIECE_BYTES:
+        return whole
+    length = taker[0].piece_length(taker[1])
+    if length is None:
+        return whole
+    step = max(1, PIECE_BYTES // (meta[0].nbytes * length)) * length
+    return [(start, meta[start : start + step]) for start in range(0, meta.shape[0], step)]
+
+
+def give_weight(model: nn.Module, name: str, tensor: torch.Tensor, start: int | None = None) -> None:
+    """Hand `tensor` (from index `start` on, if a piece) to the module that replaced the owner of `name`, or set it as
+    the parameter itself."""
     for module, local_name in _owners(model, name):
         if hasattr(module, "load_weight"):
-            module.load_weight(local_name, tensor)
+            if start is None:
+                module.load_weight(local_name, tensor)
+            else:
+                module.load_piece(local_name, start, tensor)
             return
     module, local_name = next(_owners(model, name))
     module._parameters[local_name] = nn.Parameter(tensor)

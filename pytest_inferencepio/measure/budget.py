@@ -7,6 +7,17 @@ import dataclasses
 from pytest_inferencepio.errors import UnknownName
 
 
+# Below these there is nothing to measure: an image prompt is a quarter text, a rate needs two tokens, and the decoded
+# tokens are shared between a text and an image.
+_LEAST = {
+    **dict.fromkeys(("warmup", "task_distance"), 0),
+    **dict.fromkeys(("pairs", "batch_pairs", "requests", "longest_tokens", "generations"), 1),
+    **dict.fromkeys(("generation_tokens", "task_examples", "processes"), 1),
+    **dict.fromkeys(("new_tokens", "request_new_tokens", "window", "decoded_tokens"), 2),
+    "prompt_tokens": 4,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """Counts for one cell of the matrix. `seconds` is what a category is meant to take, not a limit.
@@ -14,6 +25,9 @@ class Budget:
     `pairs` is the number of before/after pairs. `load` is the arrival rate of requests, `objective_*` the
     latency objective of goodput, all as multiples of what the unoptimized model does with one request alone,
     so that they mean the same on every machine.
+
+    Raises:
+        ValueError: what is no number, or a count with which nothing would be measured; names the field.
     """
 
     seconds: float
@@ -38,6 +52,15 @@ class Budget:
     task_distance: int
     processes: int
     energy_seconds: float
+
+    def __post_init__(self) -> None:
+        for name, least in {**_LEAST, "heldout_tokens": self.window}.items():
+            count = getattr(self, name)
+            if not isinstance(count, int | float):
+                raise ValueError(f"{name} must be a number, got {count!r}")
+            if count < least:
+                what = f"{least}, one window" if name == "heldout_tokens" else str(least)
+                raise ValueError(f"{name} must be at least {what}, got {count}")
 
     def scaled(self, seconds: float) -> Budget:
         """The same plan for another number of seconds per category: more or fewer repetitions.
@@ -86,7 +109,7 @@ PRESETS: dict[str, Budget] = {
         generation_tokens=16,
         task_examples=12,
         task_distance=512,
-        processes=1,
+        processes=3,
         energy_seconds=1.0,
     ),
     "full": Budget(
