@@ -19,7 +19,7 @@ from pytest_inferencepio.gate_rules import (
     spread_allowance,
     tolerance_of,
 )
-from pytest_inferencepio.record import METRICS, Metric
+from pytest_inferencepio.record import METRICS, Metric, parts_of
 from pytest_inferencepio.stats import mcnemar, median, median_lower_bound, median_upper_bound
 from pytest_inferencepio.verdict import ACCEPT, CellKey, Finding, Outcome
 
@@ -47,7 +47,7 @@ class Case:
     @property
     def sign(self) -> int:
         """+1 where larger is worse."""
-        return -1 if METRICS.get(self.metric, ("1", "lower"))[1] == "higher" else 1
+        return -1 if METRICS.get(parts_of(self.metric)[0], ("1", "lower"))[1] == "higher" else 1
 
     def finding(
         self, outcome: Outcome, *, before: float | None = None, threshold: str = "", detail: str = ""
@@ -71,7 +71,7 @@ class Case:
 
 def unit_of(metric: str) -> str:
     """The unit of `metric`, "1" for one that `METRICS` does not know."""
-    return METRICS.get(metric, ("1", ""))[0]
+    return METRICS.get(parts_of(metric)[0], ("1", ""))[0]
 
 
 def judge(

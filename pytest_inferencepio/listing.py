@@ -11,7 +11,7 @@ import pytest
 from pytest_inferencepio import extensions, guards, options
 from pytest_inferencepio.catalog.entries import SCALES
 from pytest_inferencepio.models import Model
-from pytest_inferencepio.naming import CATEGORIES
+from pytest_inferencepio.naming import CATEGORIES, EXTRA_CATEGORIES
 from pytest_inferencepio.options import Settings
 from pytest_inferencepio.selection import refusal
 
@@ -23,6 +23,8 @@ CATEGORY_TEXTS = {
     "throughput": "tokens and requests per second over batch sizes and Poisson arrivals, goodput",
     "power_efficiency": "joules per token by NVML or RAPL, or the reason why there are none",
     "optimization_impact": "before and after, paired: speed, memory, accuracy, conversion time, targets",
+    "hardware": "bandwidth and arithmetic of this machine, how near prefill and decode come (only when named)",
+    "comparative": "other engines and kernels on the same dimensions, interleaved (only with --pio-peer or named)",
 }
 SCALE_TEXTS = {
     "tiny": "the same architecture, a few million trained parameters, shipped with the package",
@@ -50,7 +52,7 @@ def listing(models: Sequence[Model], settings: Settings, fingerprint: Mapping[st
     sections = (
         ("models", _models(models)),
         (f"optimizations (on {settings.device}, {settings.dtype})", _optimizations(models, settings)),
-        ("categories", _pairs((name, CATEGORY_TEXTS[name]) for name in CATEGORIES)),
+        ("categories", _pairs((name, CATEGORY_TEXTS[name]) for name in CATEGORIES + EXTRA_CATEGORIES)),
         ("scales", _pairs((name, SCALE_TEXTS[name]) for name in SCALES)),
         ("this machine", _pairs(_fingerprint_rows(fingerprint))),
     )

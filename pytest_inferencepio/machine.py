@@ -101,11 +101,13 @@ class Work:
 
     `bytes_per_step` are read once per forward pass of decoding, `tokens_per_step` come out of it (the batch,
     or accepted drafts), `flops_per_token` are multiplications and additions of the active weights.
+    `prompt_tokens` pass the model in one forward pass of prefill, which reads the weights too; 0 where that is unknown.
     """
 
     bytes_per_step: float
     flops_per_token: float
     tokens_per_step: float = 1.0
+    prompt_tokens: float = 0.0
 
 
 def fingerprint(device: str = "cpu", *, measure: bool = True) -> Fingerprint:
@@ -141,11 +143,15 @@ def ceiling_violations(metrics: Mapping[str, Metric], work: Work, machine: Finge
     bandwidth = machine.bandwidth_at(work.bytes_per_step)
     reading = bandwidth * work.tokens_per_step / max(work.bytes_per_step, 1.0)
     computing = machine.peak_arithmetic / max(work.flops_per_token, 1.0)
+    prefilling = (computing, "what the measured arithmetic allows")
+    if work.prompt_tokens:
+        once = bandwidth * work.prompt_tokens / max(work.bytes_per_step, 1.0)
+        prefilling = min(prefilling, (once, "what reading the weights once for the prompt allows"))
     limits = {
         "memory_bandwidth": (bandwidth, "the measured read bandwidth at this working set"),
         "decode_tokens_per_second": (min(reading, computing), "what reading and computing the weights allow"),
         "output_tokens_per_second": (min(reading, computing), "what reading and computing the weights allow"),
-        "prefill_tokens_per_second": (computing, "what the measured arithmetic allows"),
+        "prefill_tokens_per_second": prefilling,
     }
     return [
         f"{name} of {metrics[name].value:.4g} {metrics[name].unit} exceeds {limit:.4g}, {why}"

@@ -15,6 +15,9 @@ CATEGORIES = (
     "power_efficiency",
     "optimization_impact",
 )
+# Run only when they are named (or, for the comparison, when peers are): the gate must not become longer. They tell of
+# this machine and of other engines, so they are neither compared with a baseline nor stored in one.
+EXTRA_CATEGORIES = ("hardware",)
 DEVICES = ("cpu", "cuda")
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -42,6 +45,22 @@ def pick(wanted: Sequence[str], known: Sequence[str], what: str) -> tuple[str, .
         if name != "all" and name not in known:
             raise UnknownName(unknown(what, name, known))
     return tuple(name for name in known if not wanted or "all" in wanted or name in wanted)
+
+
+def pick_categories(wanted: Sequence[str], *, peers: bool = False) -> tuple[str, ...]:
+    """The categories of a run: nothing or `all` means `CATEGORIES`; the others run when named.
+
+    With `peers` the comparison runs besides, whatever is named.
+
+    Raises:
+        UnknownName: names the near ones and all.
+    """
+    known = CATEGORIES + EXTRA_CATEGORIES
+    pick(wanted, known, "category")
+    chosen = {*wanted, *(CATEGORIES if not wanted or "all" in wanted else ())}
+    if peers:
+        chosen.add("comparative")
+    return tuple(name for name in known if name in chosen)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

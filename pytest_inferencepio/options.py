@@ -12,7 +12,15 @@ import pytest
 
 from pytest_inferencepio.catalog.entries import SCALES
 from pytest_inferencepio.errors import UnknownName
-from pytest_inferencepio.naming import CATEGORIES, DEVICES, DTYPES, pick, split_list
+from pytest_inferencepio.naming import (
+    CATEGORIES,
+    DEVICES,
+    DTYPES,
+    EXTRA_CATEGORIES,
+    pick,
+    pick_categories,
+    split_list,
+)
 from pytest_inferencepio.targets import Targets, parse_targets
 
 if TYPE_CHECKING:
@@ -61,7 +69,13 @@ OPTIONS = (
         "SPECS",
         "append",
     ),
-    Option("category", f"Comma list of {', '.join(CATEGORIES)}, or all. Default: all.", "NAMES", "append"),
+    Option(
+        "category",
+        f"Comma list of {', '.join(CATEGORIES)}, or all (these); {' and '.join(EXTRA_CATEGORIES)} run when they are "
+        "named. Default: all.",
+        "NAMES",
+        "append",
+    ),
     Option("scale", f"Comma list of {', '.join(SCALES)}. Default: tiny.", "NAMES", "append"),
     Option("device", f"One of {', '.join(DEVICES)}. Default: cpu.", "DEVICE"),
     Option("dtype", f"One of {', '.join(DTYPES)}. Default: bfloat16.", "DTYPE"),
@@ -169,7 +183,7 @@ def read(config: Config) -> Settings:
     return Settings(
         models=_texts(config, "model", defaults),
         optimizations=_texts(config, "optimization", defaults),
-        categories=_checked("--pio-category", pick, _listed(config, "category"), CATEGORIES, "category"),
+        categories=_checked("--pio-category", pick_categories, _listed(config, "category")),
         scales=_checked("--pio-scale", pick, _listed(config, "scale") or ["tiny"], SCALES, "scale"),
         device=_one(config, "device", "cpu", DEVICES),
         dtype=_one(config, "dtype", "bfloat16", DTYPES),

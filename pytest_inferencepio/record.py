@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ from pytest_inferencepio.errors import RecordError
 SCHEMA = 1
 BETTER = ("higher", "lower")
 
-# name -> (unit, better). Units are SI; "1" is a plain ratio or fraction.
+# name -> (unit, better). Units are SI; "1" is a plain ratio or fraction. What there is several of carries a key in
+# brackets: `read_bandwidth[16MiB]`, `decode_speedup[llama_cpp]`.
 METRICS: dict[str, tuple[str, str]] = {
     "time_to_first_token": ("s", "lower"),
     "time_to_first_token_worst": ("s", "lower"),
@@ -57,6 +59,15 @@ METRICS: dict[str, tuple[str, str]] = {
     "break_even_tokens": ("1", "lower"),
     "recompilations": ("1", "lower"),
     "accepted_tokens_per_step": ("1", "higher"),
+    "threads": ("1", "higher"),
+    "read_bandwidth": ("B/s", "higher"),  # of the machine, by working set
+    "arithmetic_peak": ("1/s", "higher"),  # of the machine, by data type: a multiply-add is two operations
+    "arithmetic_rate": ("1/s", "higher"),  # that prefill reaches
+    "flops_per_token": ("1", "lower"),
+    "least_time_to_first_token": ("s", "lower"),  # what the machine allows
+    "least_time_per_output_token": ("s", "lower"),
+    "prefill_roofline_share": ("1", "higher"),  # least time / measured time
+    "decode_roofline_share": ("1", "higher"),
 }
 
 
@@ -107,20 +118,37 @@ def metric(
     samples: tuple[float, ...] = (),
 ) -> Metric:
     """A metric with the unit and direction that `METRICS` gives its name (RecordError when unknown)."""
-    unit, better = _definition(name)
+    unit, better = definition(name)
     return Metric(float(value), low, high, n, unit, better, samples=tuple(map(float, samples)))
 
 
 def not_measured(name: str, reason: str) -> Metric:
     """The metric `name` without a value, and why."""
-    unit, better = _definition(name)
+    unit, better = definition(name)
     return Metric(None, None, None, 0, unit, better, reason=reason)
 
 
-def _definition(name: str) -> tuple[str, str]:
-    if name not in METRICS:
+def keyed(name: str, key: str) -> str:
+    """The name of one of several metrics `name`: `read_bandwidth[16MiB]`."""
+    return f"{name}[{key}]"
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """Name and key of a metric; the key is empty for one that there is only one of."""
+    match = re.fullmatch(r"(\w+)\[([^\[\]]+)\]", name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+def definition(name: str) -> tuple[str, str]:
+    """Unit and direction of the metric `name`, keyed or not.
+
+    Raises:
+        RecordError: `METRICS` does not know it.
+    """
+    base, _ = parts_of(name)
+    if base not in METRICS:
         raise RecordError(f"unknown metric {name!r}; add it to record.METRICS with its unit and direction")
-    return METRICS[name]
+    return METRICS[base]
 
 
 @dataclasses.dataclass(frozen=True)

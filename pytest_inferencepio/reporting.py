@@ -9,6 +9,7 @@ import pytest
 
 from pytest_inferencepio import baselines, gate_run
 from pytest_inferencepio.errors import BaselineError
+from pytest_inferencepio.naming import EXTRA_CATEGORIES
 from pytest_inferencepio.reports import files, terminal
 from pytest_inferencepio.reports.run_data import RunData
 from pytest_inferencepio.run_key import RUN
@@ -32,7 +33,7 @@ def header(run: Run) -> list[str]:
 def finish(config: pytest.Config, run: Run, *, complete: bool) -> bool:
     """Judge the run, store baselines if asked to, write the report files; True when the run as a whole failed."""
     verdict = gate_run.compare_run(
-        run.measured,
+        run.gated,
         run.baselines,
         _selection(run),
         refused=run.refused,
@@ -92,7 +93,10 @@ def _selection(run: Run) -> gate_run.Selection:
 def _update(run: Run, verdict: gate_run.RunVerdict, *, complete: bool) -> list[Path]:
     if not complete:
         raise BaselineError("the run was interrupted; run it to its end, or select fewer cells")
+    if run.measured and not run.gated:
+        raise BaselineError(
+            f"only {' and '.join(EXTRA_CATEGORIES)} were measured; they tell of this machine and of other engines and "
+            "are not stored; add a category to --pio-category"
+        )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return baselines.update(
-        run.baselines, run.measured, session=now, failures=run.failures, gone=verdict.gone
-    )
+    return baselines.update(run.baselines, run.gated, session=now, failures=run.failures, gone=verdict.gone)

@@ -14,6 +14,7 @@ import pytest
 from pytest_inferencepio import baselines, comparison, machine
 from pytest_inferencepio.errors import BaselineError
 from pytest_inferencepio.gate_rules import Thresholds
+from pytest_inferencepio.naming import EXTRA_CATEGORIES
 from pytest_inferencepio.options import Settings
 from pytest_inferencepio.pairs import Pairs
 from pytest_inferencepio.record import Record
@@ -70,7 +71,12 @@ class Run:
         return dataclasses.replace(budget_for(scale), **self.workloads.get(scale, {}))
 
     def judge(self, record: Record, budget: Mapping[str, float]) -> Verdict:
-        """The verdict about `record` against its baseline and the technique's accuracy budget."""
+        """The verdict about `record` against its baseline and the technique's accuracy budget.
+
+        What tells of the machine or of other engines has no baseline to be compared with, and passes.
+        """
+        if record.category in EXTRA_CATEGORIES:
+            return Verdict(baselines.cell_of(record), Status.PASSED)
         noise = comparison.aa_noise(
             measured
             for measured, _ in self.measured
@@ -79,6 +85,13 @@ class Run:
         return comparison.compare(
             record, self.baselines.entry(record), Thresholds(aa_noise=noise), budget=budget
         )
+
+    @property
+    def gated(self) -> list[tuple[Record, Verdict]]:
+        """What was measured and has, or could have, a baseline."""
+        return [
+            (record, verdict) for record, verdict in self.measured if record.category not in EXTRA_CATEGORIES
+        ]
 
     def fails(self, verdict: Verdict) -> str:
         """Why the test of this cell fails, or an empty text.

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_inferencepio.errors import RecordError
-from pytest_inferencepio.record import METRICS, SCHEMA, Metric, Record, metric, not_measured
+from pytest_inferencepio.record import (
+    METRICS,
+    SCHEMA,
+    Metric,
+    Record,
+    keyed,
+    metric,
+    not_measured,
+    parts_of,
+)
 
 
 def example(**changed: Any) -> Record:
@@ -178,3 +187,18 @@ def test_records_are_compared_and_reported_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class TestKeyedMetrics:
+    def test_a_key_keeps_the_unit_and_direction_of_its_name(self) -> None:
+        name = keyed("read_bandwidth", "16MiB")
+        assert name == "read_bandwidth[16MiB]"
+        assert parts_of(name) == ("read_bandwidth", "16MiB")
+        assert parts_of("read_bandwidth") == ("read_bandwidth", "")
+        value = metric(name, 1e9)
+        assert (value.unit, value.better) == ("B/s", "higher")
+
+    @pytest.mark.parametrize("name", ["reed_bandwidth[16MiB]", "read_bandwidth[]", "read_bandwidth[a][b]"])
+    def test_what_is_not_a_metric_with_a_key_is_unknown(self, name: str) -> None:
+        with pytest.raises(RecordError, match="unknown metric"):
+            metric(name, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_inferencepio import units
-from pytest_inferencepio.reports import coverage, tables
+from pytest_inferencepio.reports import coverage, hardware, tables
 from pytest_inferencepio.reports.impact import NOTHING, Impact, impacts
 from pytest_inferencepio.reports.markdown import grouped, unmeasured
 from pytest_inferencepio.reports.run_data import RunData
@@ -38,6 +38,7 @@ def lines(data: RunData) -> list[Line]:
     found: list[Line] = []
     for group, rows in grouped(impacts(data.measured)).items():
         found += [Line(group, bold=True), *_table(rows), Line("")]
+    found += _hardware(data)
     failing = [str(f) for f in data.findings(Outcome.BUDGET, Outcome.REGRESSION, Outcome.MISSING)]
     found += _section("regressions", [*failing, *(data.run.failures if data.run else ())], "red")
     found += _section("inconclusive", [str(f) for f in data.findings(Outcome.INCONCLUSIVE)], "yellow")
@@ -65,6 +66,15 @@ def _table(rows: Sequence[Impact]) -> list[Line]:
         colour = _COLOURS[impact.status] if impact.status is not Status.PASSED else ""
         found += [Line(text, colour), Line(f"      {_second(impact)}")]
     return found
+
+
+def _hardware(data: RunData) -> list[Line]:
+    rows = hardware.rows(data.measured)
+    if not rows:
+        return []
+    table = tables.aligned([hardware.HEADING, *rows], indent="  ")
+    ceilings = "; ".join(hardware.ceilings(data.measured))
+    return [Line("hardware", bold=True), Line(f"  this machine {ceilings}"), *map(Line, table), Line("")]
 
 
 def _cells(impact: Impact) -> tuple[str, ...]:

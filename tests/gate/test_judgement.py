@@ -28,7 +28,8 @@ def test_every_metric_has_a_rule_or_is_an_absolute_measure() -> None:
     absolute = {name for name, (unit, _) in METRICS.items() if unit in ("s", "1/s", "B/s")}
     # follow from times or adapt to them; judged by the declared budget; a process without a model
     once = {"break_even_tokens", "accepted_tokens_per_step", "task_drop", "process_memory"}
-    assert {name for name in METRICS if rule_of(name) is Rule.INFORMATION} == absolute | once
+    machine = {"threads", "flops_per_token", "prefill_roofline_share", "decode_roofline_share"}
+    assert {name for name in METRICS if rule_of(name) is Rule.INFORMATION} == absolute | once | machine
     assert set(RULES) <= set(METRICS)
 
 

@@ -21,6 +21,8 @@ def categories(nodeids: list[str]) -> set[str]:
         (["--pio-category=all"], set(CATEGORIES)),
         (["--pio-category=accuracy,memory_usage"], {"accuracy", "memory_usage"}),
         (["--pio-category=accuracy", "--pio-category=throughput"], {"accuracy", "throughput"}),
+        (["--pio-category=hardware"], {"hardware"}),
+        (["--pio-category=all,hardware"], {*CATEGORIES, "hardware"}),
     ],
 )
 def test_chooses_modules(project: Project, arguments: list[str], wanted: set[str]) -> None:

@@ -6,7 +6,7 @@ from inner_pytest import Project
 
 from optimizations.registry import techniques
 from pytest_inferencepio.catalog.entries import ENTRIES
-from pytest_inferencepio.naming import CATEGORIES
+from pytest_inferencepio.naming import CATEGORIES, EXTRA_CATEGORIES
 
 
 def test_prints_everything_and_runs_nothing(project: Project) -> None:
@@ -14,7 +14,8 @@ def test_prints_everything_and_runs_nothing(project: Project) -> None:
     assert result.ret == 0
     text = result.stdout.str()
     assert "collected" not in text
-    for name in (*ENTRIES, "small", *techniques(), "wide_arithmetic", *CATEGORIES, "tiny", "full"):
+    listed = (*ENTRIES, "small", *techniques(), "wide_arithmetic", "tiny", "full")
+    for name in (*listed, *CATEGORIES, *EXTRA_CATEGORIES):
         assert f"\n  {name} " in text, name
     flat = " ".join(text.split())
     assert "fidelity: rounding; source: this test" in flat
