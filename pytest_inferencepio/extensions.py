@@ -20,11 +20,11 @@ class Extensions:
     models: Sequence[Model]
 
     def workloads(self, scales: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Scale -> fields of the measuring budget that hooks replace (UsageError for an unknown field)."""
+        """Scale -> fields of the measuring budget that hooks replace (UsageError for an unknown or impossible one)."""
         return {scale: self._workload(scale) for scale in scales}
 
     def _workload(self, scale: str) -> dict[str, Any]:
-        from pytest_inferencepio.measure.budget import Budget
+        from pytest_inferencepio.measure.budget import Budget, budget_for
 
         known = [field.name for field in dataclasses.fields(Budget)]
         found: dict[str, Any] = {}
@@ -33,6 +33,10 @@ class Extensions:
                 if name not in known:
                     raise pytest.UsageError(f"pytest_pio_workloads: {unknown('field', name, known)}")
             found |= answer or {}
+        try:
+            dataclasses.replace(budget_for(scale), **found)
+        except (TypeError, ValueError) as error:
+            raise pytest.UsageError(f"pytest_pio_workloads: {error}") from error
         return found
 
 

@@ -6,7 +6,6 @@ import dataclasses
 
 from pytest_inferencepio.errors import UnknownName
 
-
 # Below these there is nothing to measure: an image prompt is a quarter text, a rate needs two tokens, and the decoded
 # tokens are shared between a text and an image.
 _LEAST = {
@@ -27,7 +26,7 @@ class Budget:
     so that they mean the same on every machine.
 
     Raises:
-        ValueError: what is no number, or a count with which nothing would be measured; names the field.
+        TypeError, ValueError: what is no number, or a count with which nothing would be measured, by its field's name.
     """
 
     seconds: float
@@ -57,7 +56,7 @@ class Budget:
         for name, least in {**_LEAST, "heldout_tokens": self.window}.items():
             count = getattr(self, name)
             if not isinstance(count, int | float):
-                raise ValueError(f"{name} must be a number, got {count!r}")
+                raise TypeError(f"{name} must be a number, got {count!r}")
             if count < least:
                 what = f"{least}, one window" if name == "heldout_tokens" else str(least)
                 raise ValueError(f"{name} must be at least {what}, got {count}")

@@ -104,7 +104,8 @@ def answers(runner: Runner, budget: Budget, seed: int = 0) -> Answers:
     A model that takes images decodes half of the tokens behind one, and generates from it too.
     """
     text = heldout(runner, budget)
-    continuation = text.reshape(-1)[budget.window :][: budget.decoded_tokens]
+    # Of the text behind the first window, which may be the only one.
+    continuation = _heldout_ids(runner, budget.window + budget.decoded_tokens)[budget.window :]
     first = text[:1].to(runner.model.device)
     prompts: list[Mapping[str, Any]] = [
         workloads.prompt(runner, budget.prompt_tokens, seed + index) for index in range(budget.generations)
@@ -126,11 +127,14 @@ def answers(runner: Runner, budget: Budget, seed: int = 0) -> Answers:
 def heldout(runner: Runner, budget: Budget) -> torch.Tensor:
     """Held-out text as windows, int64 [W, window]; without a tokenizer seeded random ids."""
     count = budget.heldout_tokens // budget.window * budget.window
+    return _heldout_ids(runner, count).reshape(-1, budget.window)
+
+
+def _heldout_ids(runner: Runner, count: int) -> torch.Tensor:
+    """The first `count` ids of that text, int64 [count]; a shorter request is the beginning of a longer one."""
     if callable(runner.tokenizer):
-        ids = heldout_tokens(runner.tokenizer, count)
-    else:
-        ids = workloads.token_ids(runner, count)
-    return torch.tensor(ids).reshape(-1, budget.window)
+        return torch.tensor(heldout_tokens(runner.tokenizer, count))
+    return torch.tensor(workloads.token_ids(runner, count))
 
 
 def similarity_metrics(reference: Answers, after: Answers) -> dict[str, Metric]:

@@ -81,7 +81,8 @@ def heldout_text() -> str:
 
 def heldout_tokens(tokenizer: Any, n_tokens: int) -> list[int]:
     """The first `n_tokens` token ids of the shipped held-out excerpt; ValueError when it is shorter."""
-    ids = list(tokenizer(heldout_text(), add_special_tokens=False)["input_ids"])
+    # Not verbose: the text is longer than a model's context, which matters only to who feeds it whole.
+    ids = list(tokenizer(heldout_text(), add_special_tokens=False, verbose=False)["input_ids"])
     if len(ids) < n_tokens:
         raise ValueError(
             f"The held-out excerpt has {len(ids)} tokens, {n_tokens} were asked for; ask for fewer."

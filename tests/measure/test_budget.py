@@ -37,3 +37,18 @@ def test_wrong_plans_are_named() -> None:
         budget_for("huge")
     with pytest.raises(ValueError, match="a time budget must be positive, got 0 s"):
         budget_for("tiny", 0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"decoded_tokens": 1}, "decoded_tokens must be at least 2, got 1"),
+        ({"new_tokens": 1}, "new_tokens must be at least 2, got 1"),
+        ({"generations": 0}, "generations must be at least 1, got 0"),
+        ({"prompt_tokens": 3}, "prompt_tokens must be at least 4, got 3"),
+        ({"heldout_tokens": 511}, "heldout_tokens must be at least 512, one window, got 511"),
+    ],
+)
+def test_counts_that_measure_nothing_are_named(counts: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(budget_for("tiny"), **counts)  # type: ignore[arg-type]

@@ -147,6 +147,21 @@ def test_held_out_windows_do_not_overlap_and_never_change(runner: Runner) -> Non
     assert not torch.equal(windows[0], windows[1])
 
 
+@pytest.mark.parametrize("name", ["", "qwen3_vl_2b"])
+def test_a_single_window_leaves_text_to_decode(name: str, runner: Runner) -> None:
+    """The decoded tokens follow the first window, however many windows there are."""
+    from pytest_inferencepio.catalog.entries import lookup
+    from pytest_inferencepio.catalog.loading import load
+
+    chosen = load(lookup(name), "tiny").runner if name else runner
+    least = dataclasses.replace(SMALL, heldout_tokens=48, decoded_tokens=2, generations=1)
+    several = dataclasses.replace(least, heldout_tokens=96)
+    found, longer = (fidelity.answers(chosen, budget) for budget in (least, several))
+    assert found.windows.targets.shape == (47,)
+    assert found.decoded.targets.tolist() == longer.decoded.targets.tolist()
+    assert found.decoded.targets[0] == fidelity.heldout(chosen, several)[1, 0]
+
+
 def test_forcing_records_several_positions_and_ignores_drafts_past_the_end() -> None:
     forced = ForcedTokens(2, torch.tensor([3, 1]))
     for position in (1, 0, 2):  # a verification may visit positions in any order, and one too many

@@ -62,6 +62,18 @@ def test_peak_memory_of_a_users_model_is_missing_with_the_reason(project: Projec
     )  # keys and values, one head of 16, bf16
 
 
+def test_one_window_of_text_is_enough_for_accuracy(project: Project) -> None:
+    little = "{'task_distance': 64, 'task_examples': 4, 'heldout_tokens': 512, 'generations': 1}"
+    project.pytester.makeconftest(f"{CONFTEST}\n\ndef pytest_pio_workloads(scale): return {little}\n")
+    arguments = ("--pio-optimization=wide_arithmetic", "--pio-category=accuracy")
+    result = project.run("--pio-model=small", *arguments, "--benchmark-json=bench.json")
+    result.assert_outcomes(passed=1)
+    (record,) = project.stored()
+    assert record["workload"]["heldout_tokens"] == 512
+    assert record["metrics"]["kl_divergence"]["value"] is not None
+    assert record["metrics"]["perplexity"]["n"] == 511 + 64
+
+
 def test_an_optimization_that_breaks_its_budget_fails_without_a_baseline(project: Project) -> None:
     head = "runner.model.lm_head.weight.data"
     project.pytester.makeconftest(CONFTEST.replace("runner.model.float()", f"{head} = {head}.roll(1, 0)"))
@@ -86,6 +98,14 @@ def test_an_optimization_that_breaks_its_budget_fails_without_a_baseline(project
         (
             "def pytest_pio_workloads(scale): return {'prompt_token': 1}",
             "pytest_pio_workloads: unknown field 'prompt_token'; did you mean prompt_tokens",
+        ),
+        (
+            "def pytest_pio_workloads(scale): return {'decoded_tokens': 0}",
+            "pytest_pio_workloads: decoded_tokens must be at least 2, got 0",
+        ),
+        (
+            "def pytest_pio_workloads(scale): return {'pairs': 'many'}",
+            "pytest_pio_workloads: pairs must be a number, got 'many'",
         ),
     ],
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pytest_inferencepio.catalog.tiny import reference_directory
 from pytest_inferencepio.tasks.examples import (
     TEXT_TASKS,
     Arithmetic,
@@ -17,7 +20,7 @@ from pytest_inferencepio.tasks.examples import (
     sum_text,
     symbol_ids,
 )
-from pytest_inferencepio.tasks.text import heldout_tokens
+from pytest_inferencepio.tasks.text import heldout_text, heldout_tokens
 
 
 @pytest.mark.parametrize("task", TEXT_TASKS, ids=lambda task: task.name)
@@ -94,3 +97,16 @@ def test_heldout_tokens_are_fixed_and_bounded(tokenizer: PreTrainedTokenizerBase
     assert tokens == heldout_tokens(tokenizer, 600)[:500]
     with pytest.raises(ValueError, match="excerpt has .* tokens, 10000000 were asked for; ask for fewer"):
         heldout_tokens(tokenizer, 10_000_000)
+
+
+def test_a_text_longer_than_the_context_is_read_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers warns once per tokenizer; nobody feeds the whole text to a model."""
+    told: list[str] = []
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    monkeypatch.setattr(logger, "warning", lambda message, *_: told.append(message))
+    directory = reference_directory("qwen3_4b_instruct_2507")
+    fresh = AutoTokenizer.from_pretrained(directory, model_max_length=100)
+    heldout_tokens(fresh, 500)
+    assert told == []
+    fresh(heldout_text())
+    assert "longer than the specified maximum sequence length" in "".join(told)
