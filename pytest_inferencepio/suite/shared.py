@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pytest_inferencepio.measurement import Measurement
 
 
+RANDOM = "random weights: there is nothing they could know; name a checkpoint with --pio-checkpoint"
+
+
 def steps_metric(generations: Sequence[latency.Generation]) -> Metric:
     """`accepted_tokens_per_step` after the first token: tokens of one speculative step share their moment."""
     rates = [len(g.gaps) / max(1, sum(gap > 0 for gap in g.gaps)) for g in generations]
@@ -80,8 +83,14 @@ def weight_metrics(measure: Measurement) -> dict[str, Metric]:
 
 
 def fidelity_metrics(measure: Measurement) -> dict[str, Metric]:
-    """Similarity and perplexity against the unoptimized model, measured once per row."""
-    return measure.once("fidelity", lambda: _fidelity(measure))
+    """Similarity and perplexity against the unoptimized model, measured once per row.
+
+    Of random weights the similarity alone: it shows what a technique does to numbers, not to answers.
+    """
+    metrics = measure.once("fidelity", lambda: _fidelity(measure))
+    if measure.pair.source != "random":
+        return metrics
+    return metrics | {name: not_measured(name, RANDOM) for name in ("perplexity", "perplexity_ratio")}
 
 
 def _fidelity(measure: Measurement) -> dict[str, Metric]:
@@ -102,6 +111,8 @@ def _fidelity(measure: Measurement) -> dict[str, Metric]:
 
 def task_metrics(measure: Measurement) -> tuple[dict[str, Metric], list[str]]:
     """Tasks with exact answers against the unoptimized model, measured once per row, and notes about them."""
+    if measure.pair.source == "random":
+        return exactness.without_tasks(RANDOM), []
     return measure.once("tasks", lambda: _tasks(measure))
 
 

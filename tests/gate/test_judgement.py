@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from gate_records import (
     verdict_about,
 )
 
-from pytest_inferencepio.comparison import compare
+from optimizations.contract import BITWISE_BUDGET
+from pytest_inferencepio.comparison import IDENTICAL, compare
 from pytest_inferencepio.gate_rules import RULES, Rule, rule_of
 from pytest_inferencepio.record import METRICS, Metric, Record, metric, not_measured
 from pytest_inferencepio.verdict import Outcome, Status
@@ -260,3 +262,19 @@ def test_the_gravest_finding_decides(tmp_path: Path) -> None:
     verdict = judged(found, record(now), budget={"max_kl_divergence": 0.01})
     assert verdict.status is Status.BUDGET_EXCEEDED
     assert len(verdict.message.splitlines()) == 3
+
+
+def test_random_weights_are_held_to_no_budget_but_identity() -> None:
+    lossy = {"max_kl_divergence": 0.1, "min_top1_agreement": 0.9}
+    metrics = {"kl_divergence": metric("kl_divergence", 1.0), "top1_agreement": metric("top1_agreement", 0.3)}
+    for weights, budget, status in (
+        ("reference", lossy, Status.BUDGET_EXCEEDED),
+        ("random", lossy, Status.NO_BASELINE),
+        ("random", IDENTICAL, Status.BUDGET_EXCEEDED),
+    ):
+        now = record(metrics, workload={"weights": weights})
+        assert compare(now, None, budget=budget).status is status
+
+
+def test_identity_is_the_budget_of_bitwise_techniques() -> None:
+    assert dataclasses.asdict(BITWISE_BUDGET) == IDENTICAL
