@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from optimizations.contract import AccuracyBudget, Fidelity, Kind
 from optimizations.weights.formats import WeightFormat
+from optimizations.weights.groupwise import GroupwiseIntegers
 from optimizations.weights.integer_format import IntegerFormat
-from optimizations.weights.settings import require_flag, require_group_size
-from optimizations.weights.technique import WeightQuantization
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightInt4(WeightQuantization):
+class WeightInt4(GroupwiseIntegers):
     """Weights as groupwise 4-bit integers; linear layers, output head and fused experts.
 
     One signed bf16 scale per row and `group_size` columns, chosen by least squared error among ten candidates:
@@ -43,26 +41,5 @@ class WeightInt4(WeightQuantization):
         "weight_nf4": "a weight is stored in one format",
     }
 
-    group_size: int = 32
-    include_lm_head: bool = True
-    quantize_embedding: bool = False
-
-    def __post_init__(self) -> None:
-        require_group_size(self.name, self.group_size)
-        require_flag(self.name, "include_lm_head", self.include_lm_head)
-        require_flag(self.name, "quantize_embedding", self.quantize_embedding)
-
     def weight_format(self) -> WeightFormat:
         return IntegerFormat(4, self.group_size)
-
-    @property
-    def packs_head(self) -> bool:
-        return self.include_lm_head
-
-    @property
-    def packs_embedding(self) -> bool:
-        return self.quantize_embedding
-
-    @classmethod
-    def search_space(cls) -> dict[str, Sequence[Any]]:
-        return {"group_size": (32, 64, 128), "include_lm_head": (True, False)}
