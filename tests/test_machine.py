@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -55,7 +57,7 @@ def test_the_class_ignores_memory_and_patch_releases_but_not_processor_isa_or_th
     for change in (
         {"cpu": "x"},
         {"isa": "x"},
-        {"threads": 99},
+        {"threads": known.threads + 1},
         {"device": "x"},
         {"versions": {"torch": "2.14"}},
     ):
@@ -141,6 +143,19 @@ def test_processors_without_a_description_have_the_platforms_name(tmp_path: Path
     assert name and flags == set()
 
 
+@pytest.fixture
+def own_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git that sees neither this user's settings nor a repository around the temporary directory or this process."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # of a hook, which runs the tests
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+@pytest.mark.usefixtures("own_git")
 def test_the_commit_and_whether_files_differ(tmp_path: Path) -> None:
     assert machine.read_commit(tmp_path) == (None, None)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]

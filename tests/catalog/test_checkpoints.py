@@ -194,7 +194,9 @@ def test_what_is_neither_directory_nor_hub_id():
         resolve_checkpoint("/no/such/place")
 
 
-def test_hub_id_offline(monkeypatch):
+def test_hub_id_offline(monkeypatch, tmp_path):
+    # This user may have the model.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError) as caught:
         resolve_checkpoint("Qwen/Qwen3-4B-Instruct-2507")

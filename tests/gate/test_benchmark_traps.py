@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_project import COMPARE, GATED, SAVE, Project, compare_command, one_record
+from benchmark_project import COMPARE, GATED, MORE, SAVE, Project, compare_command, one_record
 from gate_records import OTHER_ISA, elsewhere, judged, store
 from pytest_benchmark.utils import get_machine_id
 
@@ -54,21 +54,21 @@ def gate(tmp_path: Path, before: list[Record], after: list[Record], **named: Any
 
 
 def test_the_control_a_regression_of_the_times_is_seen(project: Project) -> None:
-    done = project.run(*COMPARE, WORK="40")
+    done = project.run(*COMPARE, WORK=MORE)
     assert done.returncode != 0
     assert "Performance has regressed" in done.stdout + done.stderr
 
 
 def test_zero_overlap_passes_there_and_fails_here(project: Project, tmp_path: Path) -> None:
-    done = project.run(*COMPARE, *SAVE, WORK="40", ROWS="fused_ops")
+    done = project.run(*COMPARE, *SAVE, WORK=MORE, ROWS="fused_ops")
     assert done.returncode == 0
     verdict = gate(tmp_path, project.records(0), project.records(1))
     assert any("nothing was compared" in failure for failure in verdict.failures)
 
 
 def test_names_follow_the_root_directory_there_and_the_cell_here(project: Project, tmp_path: Path) -> None:
-    done = project.run(*COMPARE, *SAVE, f"--rootdir={tmp_path}", WORK="40")
-    assert done.returncode == 0  # 40 times slower, but under another full name
+    done = project.run(*COMPARE, *SAVE, f"--rootdir={tmp_path}", WORK=MORE)
+    assert done.returncode == 0  # 200 times slower, but under another full name
     assert project.fullnames(1)[0] == f"project/{project.fullnames(0)[0]}"
     verdict = gate(tmp_path, project.records(0), project.records(1))
     assert verdict.failures == ()
@@ -85,16 +85,16 @@ def test_a_missing_benchmark_passes_there_and_fails_here(project: Project, tmp_p
 
 
 def test_a_renamed_benchmark_passes_there_and_fails_here(project: Project, tmp_path: Path) -> None:
-    done = project.run(*COMPARE, *SAVE, WORK="40", ROWS="weight_int4_fast,kv_int8_fast")
+    done = project.run(*COMPARE, *SAVE, WORK=MORE, ROWS="weight_int4_fast,kv_int8_fast")
     assert done.returncode == 0
     verdict = gate(tmp_path, project.records(0), project.records(1))
     assert any("weight_int4/inference_speed is now called" in failure for failure in verdict.failures)
 
 
 def test_a_regressed_run_becomes_the_baseline_there_and_not_here(project: Project, tmp_path: Path) -> None:
-    assert project.run(*COMPARE, *SAVE, WORK="40").returncode != 0
+    assert project.run(*COMPARE, *SAVE, WORK=MORE).returncode != 0
     assert len(project.saved()) == 2  # saved before it was checked
-    assert project.run(*COMPARE, WORK="40").returncode == 0  # the second time the regression is the baseline
+    assert project.run(*COMPARE, WORK=MORE).returncode == 0  # the second time the regression is the baseline
 
     found = store(baselines.read(tmp_path / "baselines"), one_record(), "2026-01-01T00:00:00Z")
     slower = one_record(speedup=0.5)
@@ -128,7 +128,7 @@ def test_the_check_hangs_on_the_terminal_summary_there_and_on_the_test_here(
     project: Project, tmp_path: Path
 ) -> None:
     quiet = ("-p", "no:terminal")
-    done = project.run(*COMPARE, *quiet, WORK="40")
+    done = project.run(*COMPARE, *quiet, WORK=MORE)
     assert done.returncode == 0
     found = store(baselines.read(tmp_path / "baselines"), one_record(), "2026-01-01T00:00:00Z")
     gated = Project(tmp_path / "gated", GATED)
@@ -140,7 +140,7 @@ def test_the_check_hangs_on_the_terminal_summary_there_and_on_the_test_here(
 def test_no_report_knows_of_the_regression_there_and_junit_does_here(
     project: Project, tmp_path: Path
 ) -> None:
-    assert project.run(*COMPARE, "--junitxml=out.xml", WORK="40").returncode != 0
+    assert project.run(*COMPARE, "--junitxml=out.xml", WORK=MORE).returncode != 0
     assert junit_failures(project.path / "out.xml") == []
     found = store(baselines.read(tmp_path / "baselines"), one_record(), "2026-01-01T00:00:00Z")
     gated = Project(tmp_path / "gated", GATED)
@@ -161,7 +161,7 @@ def test_two_processors_share_a_machine_id_there_and_not_here(project: Project, 
     data = json.loads(saved.read_text())
     data["machine_info"]["cpu"] = {"brand_raw": "another processor", "arch": "ARM_8"}
     saved.write_text(json.dumps(data))
-    done = project.run(*COMPARE, WORK="40")
+    done = project.run(*COMPARE, WORK=MORE)
     assert "machine_info is different" in done.stdout + done.stderr
     assert done.returncode != 0  # absolute times of another machine decide
 
@@ -187,7 +187,7 @@ def test_no_stored_run_is_a_warning_there_and_a_verdict_here(tmp_path: Path) -> 
 def test_a_damaged_stored_run_is_skipped_there_and_an_error_here(project: Project, tmp_path: Path) -> None:
     (saved,) = project.saved()
     saved.write_text(saved.read_text()[:500])
-    done = project.run("--benchmark-compare", WORK="40")
+    done = project.run("--benchmark-compare", WORK=MORE)
     assert done.returncode == 0
     found = store(baselines.read(tmp_path / "baselines"), one_record(), "2026-01-01T00:00:00Z")
     (path,) = found.directory.iterdir()
@@ -197,14 +197,14 @@ def test_a_damaged_stored_run_is_skipped_there_and_an_error_here(project: Projec
 
 
 def test_disabled_benchmarks_pass_there_and_are_missing_here(project: Project, tmp_path: Path) -> None:
-    done = project.run(*COMPARE, "--benchmark-disable", WORK="40")
+    done = project.run(*COMPARE, "--benchmark-disable", WORK=MORE)
     assert done.returncode == 0
     verdict = gate(tmp_path, project.records(0), [])
     assert len(verdict.failures) == 2
 
 
 def test_the_command_line_never_fails_on_what_it_compares(project: Project) -> None:
-    project.run(*SAVE, WORK="40")
+    project.run(*SAVE, WORK=MORE)
     done = compare_command(project.path, *map(str, project.saved()))
     assert done.returncode == 0
     assert "weight_int4" in done.stdout

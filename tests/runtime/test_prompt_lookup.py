@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +12,18 @@ import torch
 from optimizations.errors import IncompatibleOptimizations, InvalidSpec
 from optimizations.registry import parse
 from optimizations.runner import Runner
+from optimizations.runtime import prompt_lookup
 from optimizations.runtime.prompt_lookup import STATE
 from optimizations.session import apply_all, optimize
 
 PROMPT = [5, 9, 11, 200, 17, 5, 9, 11, 201, 33, 5, 9]
+
+
+@pytest.fixture(autouse=True)
+def every_step_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft lengths follow the time of a step, so on a busy machine they would differ from run to run."""
+    clock = itertools.count()
+    monkeypatch.setattr(prompt_lookup, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
 
 
 def greedy(runner: Runner, rows: int = 1, **settings: object) -> torch.Tensor:
