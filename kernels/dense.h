@@ -1,23 +1,58 @@
-// What the kernels over dense bf16 and float32 weights share: the tile that multiplies rows by rows, and what happens
-// to its sixteen columns.
+// What the kernels over dense bf16 and float32 weights share: the tile that multiplies rows by rows, activations as it
+// wants them, and what happens to its results.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "check.h"
 
 namespace pio {
 
-constexpr int kDensePanel = 16;    // weight rows of a panel: what one call of a tile multiplies
-constexpr int kMostDenseRows = 6;  // of every set
+constexpr int kDensePanel = 16;       // weight rows whose results lie side by side
+constexpr int kMostDenseSums = 1024;  // results of one call of a tile, of every set
 
-// How the current instruction set multiplies dense rows: out[t * 16 + i] = w[i] . x[t] over `cols` elements, i < n_w <=
-// 16, t < n_x <= rows, accumulated in float32. Columns of out past n_w are written, with anything. The order of the
-// additions depends on neither n_w nor n_x, so one row gives the same bits alone and in a batch.
+// How the current instruction set multiplies dense rows, accumulated in float32. The order of the additions depends on
+// neither n_w nor n_x, so one row gives the same bits alone and in a batch.
 struct DenseTile {
-  int rows;
-  void (*multiply)(const void* const* w, int n_w, const void* const* x, int n_x, int64_t cols, Dtype dtype, float* out);
+  int weights, rows;  // at most, of one call
+  // out[i / 16][t][i % 16] = w[i] . x[t] over `cols` elements, i < n_w, t < n_x, weight rows `stride` bytes apart.
+  // Where the last sixteen weight rows are not complete, anything is written in their place. x: the rows' addresses;
+  // where the set packs, x[0] is the address of the packed block.
+  void (*multiply)(const void* w, int64_t stride, int n_w, const void* const* x, int n_x, int64_t cols, Dtype dtype,
+                   float* out);
+  // Bytes of a packed block of n_x rows, or null; and how to fill it.
+  int64_t (*block_bytes)(int n_x, int64_t cols);
+  void (*pack)(const void* const* x, int n_x, int64_t cols, void* block);
 };
-DenseTile current_dense_tile();
+DenseTile current_dense_tile(Dtype dtype);
+DenseTile amx_dense_tile();  // bf16 on AMX, src/dense_amx.cc
+
+// Activation rows as the current tile wants them, cut into blocks that do not cross the borders of groups.
+struct DenseInput {
+  struct Block {
+    int64_t first;  // row
+    int count;
+    const void* packed;
+  };
+  DenseTile tile;
+  Dtype dtype;
+  int64_t cols;
+  std::vector<const void*> rows;
+  std::vector<Block> blocks;
+  std::vector<int64_t> first_block;  // of each group, and one more at the end
+
+  int64_t row_bytes() const { return cols * static_cast<int64_t>(size_of(dtype)); }
+  // One call of the tile; see DenseTile::multiply.
+  void multiply(const void* w, int64_t stride, int n_w, const Block& block, float* out) const {
+    const void* const* x = block.packed ? &block.packed : rows.data() + block.first;
+    tile.multiply(w, stride, n_w, x, block.count, cols, dtype, out);
+  }
+};
+
+// rows: the addresses of all rows; groups: the first row of each group, and their number at the end. Packed blocks lie
+// in scratch_floats(slot) of the calling thread.
+DenseInput dense_input(std::vector<const void*> rows, const std::vector<int64_t>& groups, int64_t cols, Dtype dtype,
+                       int slot, int threads);
 
 // out and bias of `stride` elements a row, from element `first` on: out[t][0 .. n) = y[t] + bias, y of `count` rows of
 // 16. Defined in src/linear.cc.

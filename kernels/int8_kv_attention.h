@@ -4,24 +4,14 @@
 #include <string>
 #include <vector>
 
+#include "attention.h"
 #include "check.h"
 #include "piece.h"
 
 namespace pio {
 
 constexpr int64_t kWidestHead = 1024;  // 127 * 127 * 128 * 1024 still fits int32
-constexpr int64_t kTile = 64;          // tokens: 4 KB of probabilities for 8 rows stay in the first-level cache
-constexpr int kRows = 32;              // query rows of a unit
-constexpr int kMostSplits = 16;
 constexpr float kIntegers = 127.0f * 128.0f;
-constexpr float kHidden = -1e30f;  // score of a token that a row must not see; finite, so that no NaN arises
-
-// load(kEdge + 16 - n) is n zeros, then kHidden.
-alignas(64) inline constexpr float kEdge[32] = {0,       0,       0,       0,       0,       0,       0,       0,
-                                                0,       0,       0,       0,       0,       0,       0,       0,
-                                                kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden,
-                                                kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden};
-
 struct KeyPart {
   const void* q;
   const float* channel;  // [dim]: the cache holds key / channel, so the query is multiplied; or none
@@ -87,17 +77,6 @@ struct Int8Attention {
     require(dim > 0 && dim % 4 == 0 && dim <= kWidestHead,
             "int8_kv_attention: a head must have a multiple of 4 values, at most 1024, got " + std::to_string(dim));
   }
-};
-
-// Query rows [first_row, first_row + rows) of one KV head against tokens [from, to). Row = query * group + head in
-// group.
-struct Unit {
-  int64_t batch, kv_head, first_row, from, to;
-  int rows;
-};
-
-struct RowState {
-  float most[kRows], sum[kRows];
 };
 
 // Query rows as integers in two parts.

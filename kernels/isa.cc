@@ -8,6 +8,10 @@
 #if PIO_X86
 #include <cpuid.h>
 #endif
+#if PIO_X86 && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace pio {
 namespace {
@@ -42,6 +46,19 @@ bool has_avx512() {
   const bool base = bit(seven.ebx, 16) && bit(seven.ebx, 17) && bit(seven.ebx, 30) && bit(seven.ebx, 31);
   return has_avx2() && (saved_state() & zmm) == zmm && base && bit(seven.ecx, 11) && bit(more.eax, 5);
 }
+
+bool has_amx() {
+  const uint64_t tiles = 0x60000;  // tile configuration and tile data
+  const Cpuid seven(7, 0);
+  if (!has_avx512() || (saved_state() & tiles) != tiles || !bit(seven.edx, 22) || !bit(seven.edx, 24)) return false;
+#if defined(__linux__)
+  // Tile data is 8 KB more to save per thread, so the kernel wants to be asked (ARCH_REQ_XCOMP_PERM,
+  // XFEATURE_XTILEDATA); it says no where a thread's signal stack is too small for them.
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 std::vector<std::string> find() {
@@ -49,6 +66,7 @@ std::vector<std::string> find() {
 #if PIO_X86
   if (has_avx2()) found.push_back("avx2");
   if (has_avx512()) found.push_back("avx512");
+  if (has_amx()) found.push_back("amx");
 #elif PIO_NEON
   found.push_back("neon");
 #endif
@@ -81,17 +99,30 @@ int from_environment() {
 
 std::atomic<int> current{-1};
 
-}  // namespace
-
-std::vector<std::string> available_isas() { return usable(); }
-
-int isa_index() {
+int index_in_use() {
   int now = current.load(std::memory_order_relaxed);
   if (now < 0) current.store(now = from_environment(), std::memory_order_relaxed);
   return now;
 }
 
-std::string isa() { return usable()[isa_index()]; }
+#if PIO_X86
+constexpr int kTables = static_cast<int>(Isa::amx);  // amx has no tables: it uses those of avx512, and a tile
+#else
+constexpr int kTables = 1 << 30;
+#endif
+
+}  // namespace
+
+std::vector<std::string> available_isas() { return usable(); }
+
+int isa_index() {
+  const int now = index_in_use();
+  return now < kTables ? now : kTables - 1;
+}
+
+bool amx_in_use() { return index_in_use() >= kTables; }
+
+std::string isa() { return usable()[static_cast<size_t>(index_in_use())]; }
 
 void set_isa(const std::string& name) { current.store(index_of(name, "set_isa: "), std::memory_order_relaxed); }
 

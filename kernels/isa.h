@@ -18,6 +18,7 @@ enum class Isa : int {
 #if PIO_X86
   avx2,    // AVX2, FMA
   avx512,  // AVX-512 F BW VL DQ, VNNI, BF16 (Zen 4, Sapphire Rapids, Cooper Lake and later)
+  amx,     // the same with AMX tiles for bf16 (Sapphire Rapids and later); kernels without tiles are avx512's
 #elif PIO_NEON
   neon,
 #endif
@@ -29,7 +30,9 @@ std::vector<std::string> available_isas();
 std::string isa();
 // Uses the set of that name from now on; "auto" is the best. Throws std::invalid_argument naming what there is.
 void set_isa(const std::string& name);
-// Index of the set in use, for the kernels' tables.
+// Index of the set in use, for the kernels' tables; avx512's where the set is amx.
 int isa_index();
+// Whether the set in use is amx.
+bool amx_in_use();
 
 }  // namespace pio

@@ -38,46 +38,50 @@ void multiply_dense(const void* const* weights, const void* const* rows, int64_t
 }
 
 template <class E, int T>
-void multiply_panel_rows(const void* const* w, int n_w, const void* const* x, int64_t cols, float* out) {
+void multiply_panel_rows(const char* w, int64_t stride, int n_w, const void* const* x, int64_t cols, float* out) {
   // Few rows: as many weight rows at once as hide the latency of the dot products. One row on its own reads memory,
   // and eight streams are what the prefetchers follow.
   constexpr int kAtOnce = PIO_DENSE_ROWS > 1 && T <= 2 ? 8 : PIO_DENSE_WEIGHTS;
+  const void* some[kAtOnce];
   int i = 0;
-  for (; i + kAtOnce <= n_w; i += kAtOnce) multiply_dense<E, kAtOnce, T>(w + i, x, cols, out + i);
+  for (; i + kAtOnce <= n_w; i += kAtOnce) {
+    for (int j = 0; j < kAtOnce; ++j) some[j] = w + (i + j) * stride;
+    multiply_dense<E, kAtOnce, T>(some, x, cols, out + i);
+  }
   for (; i < n_w; i += 4) {
-    const void* four[4];
-    for (int j = 0; j < 4; ++j) four[j] = w[i + j < n_w ? i + j : n_w - 1];
-    multiply_dense<E, 4, T>(four, x, cols, out + i);
+    for (int j = 0; j < 4; ++j) some[j] = w + (i + j < n_w ? i + j : n_w - 1) * stride;
+    multiply_dense<E, 4, T>(some, x, cols, out + i);
   }
 }
 
 template <class E>
-void multiply_panel(const void* const* w, int n_w, const void* const* x, int n_x, int64_t cols, float* out) {
+void multiply_panel(const char* w, int64_t stride, int n_w, const void* const* x, int n_x, int64_t cols, float* out) {
   switch (n_x) {
     case 1:
-      return multiply_panel_rows<E, 1>(w, n_w, x, cols, out);
+      return multiply_panel_rows<E, 1>(w, stride, n_w, x, cols, out);
 #if PIO_DENSE_ROWS > 1
     case 2:
-      return multiply_panel_rows<E, 2>(w, n_w, x, cols, out);
+      return multiply_panel_rows<E, 2>(w, stride, n_w, x, cols, out);
     case 3:
-      return multiply_panel_rows<E, 3>(w, n_w, x, cols, out);
+      return multiply_panel_rows<E, 3>(w, stride, n_w, x, cols, out);
     case 4:
-      return multiply_panel_rows<E, 4>(w, n_w, x, cols, out);
+      return multiply_panel_rows<E, 4>(w, stride, n_w, x, cols, out);
     case 5:
-      return multiply_panel_rows<E, 5>(w, n_w, x, cols, out);
+      return multiply_panel_rows<E, 5>(w, stride, n_w, x, cols, out);
     case 6:
-      return multiply_panel_rows<E, 6>(w, n_w, x, cols, out);
+      return multiply_panel_rows<E, 6>(w, stride, n_w, x, cols, out);
 #endif
   }
 }
 
-void multiply_dense_panel(const void* const* w, int n_w, const void* const* x, int n_x, int64_t cols, Dtype dtype,
-                          float* out) {
-  dtype == Dtype::f32 ? multiply_panel<Float32>(w, n_w, x, n_x, cols, out)
-                      : multiply_panel<Bf16>(w, n_w, x, n_x, cols, out);
+void multiply_dense_panel(const void* w, int64_t stride, int n_w, const void* const* x, int n_x, int64_t cols,
+                          Dtype dtype, float* out) {
+  const char* from = static_cast<const char*>(w);
+  dtype == Dtype::f32 ? multiply_panel<Float32>(from, stride, n_w, x, n_x, cols, out)
+                      : multiply_panel<Bf16>(from, stride, n_w, x, n_x, cols, out);
 }
 
-DenseTile dense_tile() { return {PIO_DENSE_ROWS, multiply_dense_panel}; }
+DenseTile dense_tile() { return {kDensePanel, PIO_DENSE_ROWS, multiply_dense_panel, nullptr, nullptr}; }
 
 }  // namespace pio::PIO_ISA
 #else
@@ -85,12 +89,46 @@ DenseTile dense_tile() { return {PIO_DENSE_ROWS, multiply_dense_panel}; }
 #include "dense.h"  // before it: the first half needs it too
 
 #include "foreach_isa.h"
+#include "quant.h"
 
 namespace pio {
 
 PIO_TABLE(dense_tile)
 
-DenseTile current_dense_tile() { return PIO_CALL(dense_tile)(); }
+DenseTile current_dense_tile(Dtype dtype) {
+  return dtype == Dtype::bf16 && amx_in_use() ? amx_dense_tile() : PIO_CALL(dense_tile)();
+}
+
+namespace {
+
+void pack_blocks(DenseInput& in, int slot, int threads) {
+  std::vector<int64_t> at = {0};
+  for (const auto& block : in.blocks) at.push_back(at.back() + in.tile.block_bytes(block.count, in.cols));
+  char* memory = reinterpret_cast<char*>(scratch_floats(slot, at.back() / 4));
+  const int64_t count = static_cast<int64_t>(in.blocks.size());
+  parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      auto& block = in.blocks[static_cast<size_t>(i)];
+      in.tile.pack(in.rows.data() + block.first, block.count, in.cols, memory + at[static_cast<size_t>(i)]);
+      block.packed = memory + at[static_cast<size_t>(i)];
+    }
+  });
+}
+
+}  // namespace
+
+DenseInput dense_input(std::vector<const void*> rows, const std::vector<int64_t>& groups, int64_t cols, Dtype dtype,
+                       int slot, int threads) {
+  DenseInput in{current_dense_tile(dtype), dtype, cols, std::move(rows), {}, {}};
+  for (size_t g = 0; g + 1 < groups.size(); ++g) {
+    in.first_block.push_back(static_cast<int64_t>(in.blocks.size()));
+    for (int64_t r = groups[g]; r < groups[g + 1]; r += in.tile.rows)
+      in.blocks.push_back({r, static_cast<int>(std::min<int64_t>(in.tile.rows, groups[g + 1] - r)), nullptr});
+  }
+  in.first_block.push_back(static_cast<int64_t>(in.blocks.size()));
+  if (in.tile.pack) pack_blocks(in, slot, threads);
+  return in;
+}
 
 }  // namespace pio
 #endif

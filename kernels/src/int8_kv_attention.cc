@@ -8,6 +8,7 @@
 // A key may have two parts with a scale each: the latent and the rotary part of MLA, whose values are the latents
 // again. Results depend on shapes only, never on the number of threads.
 #ifdef PIO_ISA
+#include "simd/visible.inc"
 namespace pio::PIO_ISA {
 
 // v = scale (128 hi + lo), |hi| <= 127, |lo| <= 64; returns what turns v into an integer. n a multiple of 4.
@@ -82,22 +83,6 @@ PIO_INLINE void score_block(const QueryPart& q, int row, const uint8_t* codes, c
     const I32 dot = add(high, add(lo[r], set_i32(q.zero_lo[row + r])));
     scores[r] = fma(mul(to_f32(dot), set(q.scale[row + r] * softmax_scale)), scale, scores[r]);
   }
-}
-
-// What to add to the scores of tokens [t, t + 16): 0, or kHidden where the row must not look.
-PIO_INLINE F32 visible(const Int8Attention& a, const Unit& u, int row, int64_t t) {
-  const int64_t index = u.first_row + row, query = index / a.group;
-  const int64_t limit = a.causal ? a.length - a.queries + query + 1 : a.length;
-  const int64_t left = limit - t;
-  F32 out = load(kEdge + (left >= 16 ? 0 : left <= 0 ? 16 : 16 - left));
-  if (!a.mask && !a.bias) return out;
-  const int64_t head = u.kv_head * a.group + index % a.group, there = a.length - t;
-  const int64_t at = u.batch * a.mask_batch + head * a.mask_head + query * a.mask_query + t;
-  const int n = there < 16 ? static_cast<int>(there) : 16;
-  if (a.bias) return max(add(out, max(load_n(a.bias + at, n), set(kHidden))), set(kHidden));
-  uint8_t seen[16] = {};
-  std::memcpy(seen, a.mask + at, static_cast<size_t>(n));
-  return max(add(out, fma(to_f32(load_u8(seen)), set(-kHidden), set(kHidden))), set(kHidden));
 }
 
 // Softmax of the tile's scores of one row: updates its maximum and sum, rescales what it gathered so far, and leaves
@@ -239,38 +224,6 @@ PIO_TABLE(attend)
 PIO_TABLE(finish_rows)
 
 namespace {
-
-struct Plan {
-  int64_t row_blocks, splits, stretch;  // stretch: tokens of history per unit, a multiple of kTile
-};
-
-// Splits the history only when there are too few units to share out, and never below 256 tokens a piece. Depends on
-// shapes alone, so that the result does too.
-Plan plan(const Int8Attention& a, int64_t batch) {
-  Plan p;
-  p.row_blocks = (a.queries * a.group + kRows - 1) / kRows;
-  const int64_t units = batch * a.kv_heads * p.row_blocks;
-  const int64_t wanted =
-      std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), a.length / 256);
-  const int64_t splits = std::max<int64_t>(1, wanted);
-  p.stretch = (a.length + splits * kTile - 1) / (splits * kTile) * kTile;
-  p.splits = std::max<int64_t>(1, (a.length + p.stretch - 1) / p.stretch);
-  return p;
-}
-
-Unit unit_of(const Int8Attention& a, const Plan& p, int64_t place, int64_t split) {
-  Unit u;
-  const int64_t block = place % p.row_blocks;
-  u.kv_head = place / p.row_blocks % a.kv_heads;
-  u.batch = place / p.row_blocks / a.kv_heads;
-  u.first_row = block * kRows;
-  u.rows = static_cast<int>(std::min<int64_t>(kRows, a.queries * a.group - u.first_row));
-  const int64_t last_query = (u.first_row + u.rows - 1) / a.group;
-  const int64_t seen = a.causal ? a.length - a.queries + last_query + 1 : a.length;
-  u.from = split * p.stretch;
-  u.to = std::min(u.from + p.stretch, seen);
-  return u;
-}
 
 // All splits of one place (batch row, KV head, block of query rows), then its output; or one split alone when the
 // places are too few to share out.

@@ -34,6 +34,7 @@ void store_sums(const float* sum, int64_t sum_stride, int64_t count, void* out, 
 #include "quant.h"  // before it: the first half needs it too
 
 #include "foreach_isa.h"
+#include "routing.h"
 
 namespace pio {
 
@@ -41,44 +42,16 @@ PIO_TABLE(swiglu_rows)
 PIO_TABLE(add_weighted)
 PIO_TABLE(store_sums)
 
-namespace {
-
-// (token, expert) pairs sorted by expert, tokens in order within one: the order of every sum, whatever the threads do.
-struct Routing {
-  std::vector<int64_t> experts;  // those that have tokens
-  std::vector<int64_t> first;    // of each, its first pair; one more at the end
-  std::vector<int64_t> token;    // of each pair
-  std::vector<float> weight;     // of each pair
-
-  int64_t pairs() const { return static_cast<int64_t>(token.size()); }
-};
-
-Routing sort_by_expert(const int64_t* expert, const float* weight, int64_t tokens, int64_t k, int64_t n_experts) {
-  std::vector<int64_t> start(n_experts + 1, 0);
-  for (int64_t i = 0; i < tokens * k; ++i) {
-    require(expert[i] >= 0 && expert[i] < n_experts, "moe: expert " + std::to_string(expert[i]) + " of token " +
-                                                         std::to_string(i / k) + " is outside 0 .. " +
-                                                         std::to_string(n_experts - 1));
-    ++start[expert[i] + 1];
-  }
-  Routing out;
-  for (int64_t e = 0; e < n_experts; ++e) {
-    if (start[e + 1] > 0) {
-      out.experts.push_back(e);
-      out.first.push_back(start[e]);
-    }
-    start[e + 1] += start[e];
-  }
-  out.first.push_back(tokens * k);
-  out.token.resize(tokens * k);
-  out.weight.resize(tokens * k);
-  for (int64_t i = 0; i < tokens * k; ++i) {
-    const int64_t at = start[expert[i]]++;
-    out.token[at] = i / k;
-    out.weight[at] = weight[i];
-  }
-  return out;
+void add_weighted(const float* y, int count, const int64_t* tokens, const float* weights, float* sum, int64_t stride) {
+  PIO_CALL(add_weighted)(y, count, tokens, weights, sum, stride);
 }
+
+void store_sums(const float* sum, int64_t sum_stride, int64_t count, void* out, Dtype dtype, int64_t first,
+                int64_t stride, int n) {
+  PIO_CALL(store_sums)(sum, sum_stride, count, out, dtype, first, stride, n);
+}
+
+namespace {
 
 // Packed experts lie one after the other; an expert is `panels` panels.
 Packed expert_of(const Packed& all, int64_t expert, int64_t panels) {
@@ -147,7 +120,7 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
   require_address(out, size_of(type), "moe", "out");
   require_address(experts, 8, "moe", "experts");
   require_address(weights, 4, "moe", "weights");
-  const Routing routing = sort_by_expert(reinterpret_cast<const int64_t*>(experts),
+  const Routing routing = sort_by_expert("moe", reinterpret_cast<const int64_t*>(experts),
                                          reinterpret_cast<const float*>(weights), tokens, k, n_experts);
   const Tile tile = current_tile();
   const int64_t active = static_cast<int64_t>(routing.experts.size());

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from optimizations.native.checks import DTYPE_CODES, dtype_code, require_cpu, require_tensor
 from optimizations.native.loader import native
+from optimizations.native.masks import mask_numbers, readable_mask
 
 BLOCK = 16  # tokens whose bytes lie together
 
@@ -148,8 +149,10 @@ def _attend(
     require_tensor(
         "int8_kv_attention", "value scales", values.scales, torch.float32, (batch, kv_heads, capacity)
     )
-    wanted = None if mask is None else _readable_mask(mask)
-    described = [] if wanted is None else _mask_numbers(wanted, batch, heads, queries, length)
+    wanted = None if mask is None else readable_mask("int8_kv_attention", mask)
+    described = (
+        [] if wanted is None else mask_numbers("int8_kv_attention", wanted, batch, heads, queries, length)
+    )
     out = torch.empty((batch, queries, heads, values.dim), dtype=q.dtype)
     native().int8_kv_attention(
         first,
@@ -186,28 +189,6 @@ def _key_part(q: Tensor, store: Store, batch: int, kv_heads: int) -> list[int]:
         raise ValueError(f"int8_kv_attention: the values of a query must be dense, strides are {q.stride()}")
     codes, scales, channel = _addresses(store)
     return [q.data_ptr(), channel, codes, scales, store.dim, q.stride(0), q.stride(1), q.stride(2)]
-
-
-def _readable_mask(mask: Tensor) -> Tensor:
-    """bool or float32 with dense rows; the caller keeps it alive for the call."""
-    if mask.dtype not in (torch.bool, torch.float32):
-        if not mask.is_floating_point():
-            raise TypeError(f"int8_kv_attention: mask must be bool or floating point, got {mask.dtype}")
-        mask = mask.float()
-    return mask if mask.stride(-1) == 1 else mask.contiguous()
-
-
-def _mask_numbers(mask: Tensor, batch: int, heads: int, queries: int, length: int) -> list[int]:
-    shape = tuple(mask.shape)
-    fits = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, heads) and shape[2] in (1, queries)
-    if not fits or shape[3] < length:
-        raise ValueError(
-            f"int8_kv_attention: mask must have shape (1 or {batch}, 1 or {heads}, {queries}, at least {length}), "
-            f"got {shape}"
-        )
-    strides = [0 if size == 1 else step for size, step in zip(shape[:3], mask.stride()[:3], strict=True)]
-    seen = mask.dtype == torch.bool
-    return [mask.data_ptr() if seen else 0, 0 if seen else mask.data_ptr(), *strides]
 
 
 @torch.library.custom_op("pio::int8_kv_attention", mutates_args=(), device_types="cpu")

@@ -1,0 +1,65 @@
+// What attention over an int8 cache and over a dense one share: how the work is cut, and what a row may see.
+// `Attention` is Int8Attention or KvAttention.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+namespace pio {
+
+constexpr int64_t kTile = 64;  // tokens: 4 KB of probabilities for 8 rows stay in the first-level cache
+constexpr int kRows = 32;      // query rows of a unit
+constexpr int kMostSplits = 16;
+constexpr float kHidden = -1e30f;  // score of a token that a row must not see; finite, so that no NaN arises
+
+// load(kEdge + 16 - n) is n zeros, then kHidden.
+alignas(64) inline constexpr float kEdge[32] = {0,       0,       0,       0,       0,       0,       0,       0,
+                                                0,       0,       0,       0,       0,       0,       0,       0,
+                                                kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden,
+                                                kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden, kHidden};
+
+// Query rows [first_row, first_row + rows) of one KV head against tokens [from, to). Row = query * group + head in
+// group.
+struct Unit {
+  int64_t batch, kv_head, first_row, from, to;
+  int rows;
+};
+
+struct RowState {
+  float most[kRows], sum[kRows];
+};
+
+struct Plan {
+  int64_t row_blocks, splits, stretch;  // stretch: tokens of history per unit, a multiple of kTile
+};
+
+// Splits the history only when there are too few units to share out, and never below 256 tokens a piece. Depends on
+// shapes alone, so that the result does too.
+template <class Attention>
+Plan plan(const Attention& a, int64_t batch) {
+  Plan p;
+  p.row_blocks = (a.queries * a.group + kRows - 1) / kRows;
+  const int64_t units = batch * a.kv_heads * p.row_blocks;
+  const int64_t wanted =
+      std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), a.length / 256);
+  const int64_t splits = std::max<int64_t>(1, wanted);
+  p.stretch = (a.length + splits * kTile - 1) / (splits * kTile) * kTile;
+  p.splits = p.stretch > 0 ? (a.length + p.stretch - 1) / p.stretch : 1;  // an empty history is one empty stretch
+  return p;
+}
+
+template <class Attention>
+Unit unit_of(const Attention& a, const Plan& p, int64_t place, int64_t split) {
+  Unit u;
+  const int64_t block = place % p.row_blocks;
+  u.kv_head = place / p.row_blocks % a.kv_heads;
+  u.batch = place / p.row_blocks / a.kv_heads;
+  u.first_row = block * kRows;
+  u.rows = static_cast<int>(std::min<int64_t>(kRows, a.queries * a.group - u.first_row));
+  const int64_t last_query = (u.first_row + u.rows - 1) / a.group;
+  const int64_t seen = a.causal ? a.length - a.queries + last_query + 1 : a.length;
+  u.from = split * p.stretch;
+  u.to = std::min(u.from + p.stretch, seen);
+  return u;
+}
+
+}  // namespace pio

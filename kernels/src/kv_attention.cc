@@ -1,0 +1,311 @@
+// Attention over a cache of keys and values in the element type itself, bf16 or float32, with any strides.
+//
+// One unit of work = one batch row, one KV head, up to 32 query rows (all query heads of the KV head, several queries)
+// and one stretch of the history, walked once in tiles of 64 tokens with an online softmax, all of it in float32. A
+// tile of keys is transposed once for all rows, sixteen tokens to a vector, so nothing is summed across lanes; values
+// are read as they lie.
+//
+// A key may have two parts in different memory: the latent and the rotary part of MLA, whose values are the latents
+// again. Results depend on shapes only, never on the number of threads.
+#ifdef PIO_ISA
+#include "simd/elements.inc"
+#include "simd/visible.inc"
+namespace pio::PIO_ISA {
+
+// Query rows of the unit side by side, zeros between the parts.
+template <class E>
+void take_dense_queries(const KvAttention& a, const Unit& u, char* out) {
+  using Type = typename E::Type;
+  const int64_t width = a.query_width();
+  auto* row_out = reinterpret_cast<Type*>(out);
+  std::memset(out, 0, static_cast<size_t>(u.rows * width) * sizeof(Type));
+  for (int r = 0; r < u.rows; ++r, row_out += width) {
+    const int64_t row = u.first_row + r, head = u.kv_head * a.group + row % a.group;
+    Type* to = row_out;
+    for (int part = 0; part < a.parts; ++part) {
+      const DenseKeyPart& k = a.key[part];
+      const int64_t at = u.batch * k.q_batch + head * k.q_head + row / a.group * k.q_token;
+      std::memcpy(to, reinterpret_cast<const Type*>(k.q) + at, static_cast<size_t>(k.dim) * sizeof(Type));
+      to += a.padded(k.dim);
+    }
+  }
+}
+
+// Tokens [t, t + count) of one key part, transposed: lane row i of a block holds element (or pair) i of sixteen tokens.
+template <class E>
+void transpose_keys(const typename E::Type* keys, int64_t token, int64_t dim, int count, float* out) {
+  for (int64_t i = 0; i < dim; i += E::kWide) {
+    const int n = static_cast<int>(dim - i < E::kWide ? dim - i : E::kWide);
+    F32 lanes[16];
+    for (int j = 0; j < 16; ++j) {
+      const typename E::Type* p = keys + j * token + i;
+      lanes[j] = j >= count ? set(0.0f) : E::as_lanes(n == E::kWide ? E::load(p) : E::load_n(p, n));
+    }
+    transpose_lanes(lanes);
+    for (int j = 0; j < 16; ++j) store(out + i / E::kPerLane * 16 + j * 16, lanes[j]);
+  }
+}
+
+template <class E>
+void take_keys(const KvAttention& a, const Unit& u, int64_t t, int count, float* out) {
+  using Type = typename E::Type;
+  const int64_t block = a.query_width() / E::kPerLane * 16;
+  int64_t from = 0;
+  for (int part = 0; part < a.parts; ++part) {
+    const DenseKeyPart& k = a.key[part];
+    const Type* keys = reinterpret_cast<const Type*>(k.k) + u.batch * k.k_batch + u.kv_head * k.k_head + t * k.k_token;
+    for (int b = 0; 16 * b < count; ++b)
+      transpose_keys<E>(keys + 16 * b * k.k_token, k.k_token, k.dim, count - 16 * b, out + b * block + from);
+    from += a.padded(k.dim) / E::kPerLane * 16;
+  }
+}
+
+// scores[r][16 b ..] of R rows and B blocks of sixteen tokens, not yet scaled.
+template <class E, int R, int B>
+PIO_INLINE void score(const typename E::Type* q, int64_t width, const float* keys, float (*scores)[kTile]) {
+  const int64_t rows = width / E::kPerLane, block = rows * 16;
+  F32 acc[R][B];
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) acc[r][b] = set(0.0f);
+  for (int64_t i = 0; i < rows; ++i) {
+    typename E::Lanes k[B];
+    for (int b = 0; b < B; ++b) k[b] = E::from_lanes(load(keys + b * block + i * 16));
+    for (int r = 0; r < R; ++r) {
+      const auto x = E::repeat(q + r * width + i * E::kPerLane);
+      for (int b = 0; b < B; ++b) acc[r][b] = E::dot(acc[r][b], k[b], x);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) store(scores[r] + 16 * b, acc[r][b]);
+}
+
+// Softmax of the tile's scores of one row: updates its maximum and sum, turns scores into probabilities, and returns
+// what everything gathered so far must be multiplied with.
+PIO_INLINE float soften(const KvAttention& a, const Unit& u, RowState& state, int row, int64_t t, int blocks,
+                        float* scores) {
+  F32 top = set(kHidden);
+  for (int b = 0; b < blocks; ++b) {
+    const F32 s = fma(load(scores + 16 * b), set(a.softmax_scale), visible(a, u, row, t + 16 * b));
+    const F32 seen = max(s, set(kHidden));
+    store(scores + 16 * b, seen);
+    top = max(top, seen);
+  }
+  const float here = largest(top), most = here > state.most[row] ? here : state.most[row];
+  F32 weights = set(0);
+  for (int b = 0; b < blocks; ++b) {
+    const F32 p = exp(sub(load(scores + 16 * b), set(most)));
+    weights = add(weights, p);
+    store(scores + 16 * b, p);
+  }
+  alignas(64) float shrink[16];
+  store(shrink, exp(set(state.most[row] - most)));
+  state.most[row] = most;
+  state.sum[row] = state.sum[row] * shrink[0] + sum(weights);
+  return shrink[0];
+}
+
+// gathered[r] = gathered[r] * shrink[r] + the tile's probabilities times V vectors of its values.
+template <class E, int R, int V>
+PIO_INLINE void gather(const float (*p)[kTile], const float* shrink, const typename E::Type* values, int64_t token,
+                       int count, int n, float* gathered, int64_t stride) {
+  constexpr int kParts = E::kPerLane;
+  F32 acc[R][V * kParts];
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < V * kParts; ++i) acc[r][i] = mul(load(gathered + r * stride + 16 * i), set(shrink[r]));
+  for (int j = 0; j < count; ++j) {
+    F32 v[V * kParts];
+    const typename E::Type* row = values + j * token;
+    for (int i = 0; i < V; ++i)
+      E::widen(V > 1 || n == E::kWide ? E::load(row + i * E::kWide) : E::load_n(row, n), v + i * kParts);
+    for (int r = 0; r < R; ++r) {
+      const F32 weight = set(p[r][j]);
+      for (int i = 0; i < V * kParts; ++i) acc[r][i] = fma(v[i], weight, acc[r][i]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < V * kParts; ++i) store(gathered + r * stride + 16 * i, acc[r][i]);
+}
+
+constexpr int most_of(int fit, int limit) { return fit < 1 ? 1 : fit > limit ? limit : fit; }
+
+// R query rows against one tile.
+template <class E, int R>
+void attend_dense_tile(const KvAttention& a, const Unit& u, const KvScratch& s, int row, int64_t t, int count) {
+  using Type = typename E::Type;
+  constexpr int kBlocks = most_of(PIO_SUMS / R, 4), kVectors = most_of(PIO_SUMS / (R * E::kPerLane), 4);
+  alignas(64) float scores[R][kTile];
+  const int64_t width = a.query_width(), block = width / E::kPerLane * 16;
+  const Type* q = reinterpret_cast<const Type*>(s.queries) + row * width;
+  const int blocks = (count + 15) / 16;
+  int b = 0;
+  for (; b + kBlocks <= blocks; b += kBlocks)
+    score<E, R, kBlocks>(q, width, s.keys + b * block, reinterpret_cast<float (*)[kTile]>(&scores[0][16 * b]));
+  for (; b < blocks; ++b)
+    score<E, R, 1>(q, width, s.keys + b * block, reinterpret_cast<float (*)[kTile]>(&scores[0][16 * b]));
+  float shrink[R];
+  for (int r = 0; r < R; ++r) shrink[r] = soften(a, u, *s.state, row + r, t, blocks, scores[r]);
+  const Type* values =
+      reinterpret_cast<const Type*>(a.values) + u.batch * a.v_batch + u.kv_head * a.v_head + t * a.v_token;
+  float* gathered = s.gathered + row * s.stride;
+  int64_t i = 0;
+  for (; i + kVectors * E::kWide <= a.value_dim; i += kVectors * E::kWide)
+    gather<E, R, kVectors>(scores, shrink, values + i, a.v_token, count, E::kWide, gathered + i, s.stride);
+  for (; i < a.value_dim; i += E::kWide) {
+    const int n = static_cast<int>(a.value_dim - i < E::kWide ? a.value_dim - i : E::kWide);
+    gather<E, R, 1>(scores, shrink, values + i, a.v_token, count, n, gathered + i, s.stride);
+  }
+}
+
+template <class E>
+void attend_dense_of(const KvAttention& a, const Unit& u, const KvScratch& s) {
+  for (int r = 0; r < u.rows; ++r) {
+    s.state->most[r] = kHidden;
+    s.state->sum[r] = 0;
+  }
+  std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(u.rows * s.stride));
+  take_dense_queries<E>(a, u, s.queries);
+  for (int64_t t = u.from; t < u.to; t += kTile) {
+    const int count = static_cast<int>(u.to - t < kTile ? u.to - t : kTile);
+    take_keys<E>(a, u, t, count, s.keys);
+    int row = 0;
+#if PIO_SUMS >= 16
+    for (; row + 8 <= u.rows; row += 8) attend_dense_tile<E, 8>(a, u, s, row, t, count);
+    for (; row + 4 <= u.rows; row += 4) attend_dense_tile<E, 4>(a, u, s, row, t, count);
+#endif
+    for (; row + 2 <= u.rows; row += 2) attend_dense_tile<E, 2>(a, u, s, row, t, count);
+    for (; row < u.rows; ++row) attend_dense_tile<E, 1>(a, u, s, row, t, count);
+  }
+}
+
+// One unit: leaves maxima, sums and unnormalized outputs of its rows in the scratch memory.
+void attend_dense(const KvAttention& a, const Unit& u, const KvScratch& s) {
+  a.dtype == Dtype::f32 ? attend_dense_of<Float32>(a, u, s) : attend_dense_of<Bf16>(a, u, s);
+}
+
+// Output rows of one unit's place from the stretches of its history, `room` floats apart. A row that saw nothing gives
+// zeros.
+template <class E>
+void finish_dense_of(const KvAttention& a, const Unit& u, const RowState* states, const float* gathered, int64_t stride,
+                     int64_t room, int splits) {
+  using Type = typename E::Type;
+  const int64_t heads = a.kv_heads * a.group;
+  for (int r = 0; r < u.rows; ++r) {
+    float most = kHidden, weight[kMostSplits], sum_all = 0;
+    for (int p = 0; p < splits; ++p) most = states[p].most[r] > most ? states[p].most[r] : most;
+    for (int p = 0; p < splits; ++p) {
+      weight[p] = __builtin_expf(states[p].most[r] - most);
+      sum_all += weight[p] * states[p].sum[r];
+    }
+    const float inverse = most > kHidden / 2 && sum_all > 0 ? 1.0f / sum_all : 0.0f;
+    const int64_t row = u.first_row + r, head = u.kv_head * a.group + row % a.group;
+    Type* out = reinterpret_cast<Type*>(a.out) + ((u.batch * a.queries + row / a.group) * heads + head) * a.value_dim;
+    for (int64_t i = 0; i < a.value_dim; i += E::kWide) {
+      F32 parts[E::kPerLane];
+      for (int k = 0; k < E::kPerLane; ++k) {
+        parts[k] = set(0);
+        for (int p = 0; p < splits; ++p)
+          parts[k] = fma(load(gathered + p * room + r * stride + i + 16 * k), set(weight[p] * inverse), parts[k]);
+      }
+      E::store_n(out + i, parts, static_cast<int>(a.value_dim - i < E::kWide ? a.value_dim - i : E::kWide));
+    }
+  }
+}
+
+void finish_dense(const KvAttention& a, const Unit& u, const RowState* states, const float* gathered, int64_t stride,
+                  int64_t room, int splits) {
+  a.dtype == Dtype::f32 ? finish_dense_of<Float32>(a, u, states, gathered, stride, room, splits)
+                        : finish_dense_of<Bf16>(a, u, states, gathered, stride, room, splits);
+}
+
+}  // namespace pio::PIO_ISA
+#else
+#include "entries.h"
+#include "kv_attention.h"
+#include "quant.h"
+#define PIO_FILE "src/kv_attention.cc"
+#include "foreach_isa.h"
+
+namespace pio {
+
+PIO_TABLE(attend_dense)
+PIO_TABLE(finish_dense)
+
+namespace {
+
+// The calling thread's own memory for one unit: queries, a tile of keys and, where the history is not split, what is
+// gathered.
+KvScratch own_memory(const KvAttention& a, int64_t rows, int64_t stride, bool gathers) {
+  const int64_t width = a.query_width(), per_float = 4 / static_cast<int64_t>(size_of(a.dtype));
+  const int64_t keys = kTile * width / per_float, queries = rows * width / per_float;
+  float* memory = scratch_floats(1, keys + queries + (gathers ? rows * stride : 0));
+  return {nullptr, memory + keys + queries, stride, reinterpret_cast<char*>(memory + keys), memory};
+}
+
+int threads_of(const KvAttention& a, int64_t batch, int threads) {
+  const int64_t values = a.query_width() + a.value_dim;
+  const int64_t bytes = batch * a.kv_heads * a.length * values * static_cast<int64_t>(size_of(a.dtype));
+  return threads_for(bytes, batch * a.kv_heads * a.group * a.queries * a.length * values, threads);
+}
+
+// All splits of one place (batch row, KV head, block of query rows), then its output; or one split alone when the
+// places are too few to share out.
+void run(const KvAttention& a, int64_t batch, int threads) {
+  const Plan p = plan(a, batch);
+  const int64_t places = batch * a.kv_heads * p.row_blocks, stride = a.padded(a.value_dim);
+  const int64_t rows = std::min<int64_t>(kRows, a.queries * a.group), room = rows * stride;
+  const bool alone = p.splits == 1;
+  std::vector<RowState> states(static_cast<size_t>(alone ? 0 : places * p.splits));
+  float* gathered = alone ? nullptr : scratch_floats(0, places * p.splits * room);
+  parallel_for(places * p.splits, 1, threads_of(a, batch, threads), [&](int64_t begin, int64_t end) {
+    RowState own_state;
+    for (int64_t i = begin; i < end; ++i) {
+      const Unit u = unit_of(a, p, i / p.splits, i % p.splits);
+      KvScratch s = own_memory(a, rows, stride, alone);
+      s.state = alone ? &own_state : &states[static_cast<size_t>(i)];
+      if (!alone) s.gathered = gathered + i * room;
+      PIO_CALL(attend_dense)(a, u, s);
+      if (alone) PIO_CALL(finish_dense)(a, u, s.state, s.gathered, stride, room, 1);
+    }
+  });
+  if (alone) return;
+  for (int64_t place = 0; place < places; ++place)
+    PIO_CALL(finish_dense)(a, unit_of(a, p, place, 0), &states[static_cast<size_t>(place * p.splits)],
+                           gathered + place * p.splits * room, stride, room, static_cast<int>(p.splits));
+}
+
+}  // namespace
+
+// out[b, t, h] = softmax(softmax_scale * q[b, h, t] . keys + mask) values, over the first `length` tokens of the cache.
+//
+// keys, second: {q, its batch, head, token strides, keys, their batch, head, token strides, dim}; `second` may be
+// empty. values: {values, batch, head, token strides, dim}. mask: {bool address, float32 address, batch, head, query
+// strides}, either address or none. Strides in elements; the values of a head and the tokens of a mask are dense.
+// causal: query i sees the first length - queries + i + 1 tokens. out: [batch, queries, kv_heads * group, value dim]
+// dense. queries, keys, values and out have one element type.
+void kv_attention(const std::vector<int64_t>& keys, const std::vector<int64_t>& second,
+                  const std::vector<int64_t>& values, const std::vector<int64_t>& mask, int64_t batch, int64_t kv_heads,
+                  int64_t group, int64_t queries, int64_t length, float softmax_scale, bool causal, Address out,
+                  int dtype, int threads) {
+  KvAttention a;
+  a.dtype = require_dtype(dtype, "kv_attention");
+  require(kv_heads > 0 && group > 0 && queries >= 0 && batch >= 0 && length >= 0,
+          "kv_attention: counts must be positive");
+  require(!causal || length >= queries, "kv_attention: causal attention needs the queries' own tokens cached");
+  if (batch == 0 || queries == 0) return;
+  a.length = length;
+  a.take_part(keys);
+  if (!second.empty()) a.take_part(second);
+  a.take_values(values);
+  a.take_mask(mask);
+  require_address(out, size_of(a.dtype), "kv_attention", "out");
+  a.kv_heads = kv_heads;
+  a.group = group;
+  a.queries = queries;
+  a.softmax_scale = softmax_scale;
+  a.causal = causal;
+  a.out = reinterpret_cast<char*>(out);
+  run(a, batch, threads);
+}
+
+}  // namespace pio
+#endif
