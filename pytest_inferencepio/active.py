@@ -18,6 +18,8 @@ from pytest_inferencepio.run_key import RUN
 from pytest_inferencepio.session import Run
 from pytest_inferencepio.verdict import CellKey
 
+_PLACES = {"memory_usage": 0, "comparative": 2}  # of a category in its row; the others are 1
+
 
 def start(config: pytest.Config) -> None:
     """Check the circumstances, resolve every name, make the run; nothing is loaded or measured yet.
@@ -147,14 +149,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         reporting.show(config, terminalreporter)
 
 
-def _order(item: pytest.Item) -> tuple[int, bool]:
-    """By row, and in a row memory first: at full scale its fresh processes need the room that models take."""
+def _order(item: pytest.Item) -> tuple[int, int]:
+    """By row, and in a row memory first, since at full scale its fresh processes need the room that models take, and
+    peers last, since they may need the room of the unoptimized model."""
     run = item.config.stash[RUN]
     cell = _cell(item)
     if cell is None:
-        return len(run.rows), False
+        return len(run.rows), 0
     rows = [(row.model.name, row.scale, row.spec) for row in run.rows]
-    return rows.index((cell.model, cell.scale, cell.optimization)), cell.category != "memory_usage"
+    return rows.index((cell.model, cell.scale, cell.optimization)), _PLACES.get(cell.category, 1)
 
 
 def _cell(item: pytest.Item) -> CellKey | None:

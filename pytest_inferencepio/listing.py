@@ -53,6 +53,7 @@ def listing(models: Sequence[Model], settings: Settings, fingerprint: Mapping[st
         ("models", _models(models)),
         (f"optimizations (on {settings.device}, {settings.dtype})", _optimizations(models, settings)),
         ("categories", _pairs((name, CATEGORY_TEXTS[name]) for name in CATEGORIES + EXTRA_CATEGORIES)),
+        ("peers (--pio-peer)", _peers(models, settings)),
         ("scales", _pairs((name, SCALE_TEXTS[name]) for name in SCALES)),
         ("this machine", _pairs(_fingerprint_rows(fingerprint))),
     )
@@ -86,6 +87,27 @@ def _optimizations(models: Sequence[Model], settings: Settings) -> Iterator[str]
         for model in models:
             reasons = {
                 scale: refusal(model, scale, (part,), settings.device, settings.dtype)
+                for scale in model.scales
+            }
+            for text in _refusals(model.name, name, reasons):
+                yield from _row("", text, width)
+
+
+def _peers(models: Sequence[Model], settings: Settings) -> Iterator[str]:
+    """Each peer's summary, source, version or what to install, and the models it cannot run."""
+    from optimizations.contract import Target
+    from pytest_inferencepio.peers.registry import peers
+
+    known = peers()
+    width = max((len(name) for name in known), default=4)
+    for name, peer in known.items():
+        yield from _row(name, peer.summary, width)
+        yield from _row("", f"source: {peer.source}", width)
+        absent = peer.missing()
+        yield from _row("", absent or peer.version(), width)
+        for model in models if absent is None else ():
+            reasons = {
+                scale: peer.refusal(Target(model.config(scale), settings.device, settings.dtype))
                 for scale in model.scales
             }
             for text in _refusals(model.name, name, reasons):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pytest_inferencepio.measure.budget import Budget
     from pytest_inferencepio.measure.processes import FreshProcesses
     from pytest_inferencepio.measure.timing import Paired
+    from pytest_inferencepio.models import LoadRequest
     from pytest_inferencepio.pairs import Pair
+    from pytest_inferencepio.peers.contract import Peer
     from pytest_inferencepio.selection import Row
     from pytest_inferencepio.session import Run
     from pytest_inferencepio.targets import Targets
@@ -41,10 +43,15 @@ class Measurement:
         self.device = run.settings.device
         self.dtype = run.settings.dtype
         self.concluded = False
+        self._about: tuple[str, tuple[str, ...]] | None = (
+            None  # source of the weights, notes about both sides
+        )
 
     @property
     def pair(self) -> Pair:
-        return loaded_pair(self._run, self.row)
+        found = loaded_pair(self._run, self.row)
+        self._about = about(found)
+        return found
 
     @property
     def after(self) -> Runner:
@@ -65,6 +72,28 @@ class Measurement:
     @property
     def checkpoint(self) -> str | None:
         return self._run.pairs.request(self.row, optimized=True).checkpoint
+
+    @property
+    def load_request(self) -> LoadRequest:
+        """How the unoptimized model of this row is loaded."""
+        return self._run.pairs.request(self.row, optimized=False)
+
+    @property
+    def peers(self) -> dict[str, Peer]:
+        """The peers that this run compares with."""
+        from pytest_inferencepio.peers.registry import peers
+
+        known = peers()
+        return {name: known[name] for name in self._run.settings.peers}
+
+    def make_room(self) -> None:
+        """Drop the unoptimized model where it is large: what comes now needs the optimized one and the room."""
+        if self.row.scale == "full":
+            self._run.pairs.drop_reference(self.row)
+
+    def release(self) -> None:
+        """Drop both models; they are loaded again when asked for."""
+        self._run.pairs.release()
 
     @property
     def processes(self) -> FreshProcesses:
@@ -146,8 +175,15 @@ class Measurement:
             pytest.fail(why, pytrace=False)
         return record
 
-    def not_measurable(self, metrics: Mapping[str, Metric], workload: Mapping[str, Any], reason: str) -> None:
-        """Record why nothing could be measured here and skip the test with that reason."""
+    def not_measurable(
+        self, metrics: Mapping[str, Metric], workload: Mapping[str, Any], reason: str, *, loaded: bool = True
+    ) -> None:
+        """Record why nothing could be measured here and skip the test with that reason.
+
+        With `loaded` false the models are not loaded for it.
+        """
+        if not loaded and self._about is None:
+            self._about = ("not loaded", ())
         _, why = self._concluded(metrics, workload, [reason])
         if why:
             pytest.fail(why, pytrace=False)
@@ -158,8 +194,8 @@ class Measurement:
     ) -> tuple[Record, str]:
         from optimizations.contract import BITWISE_BUDGET
 
-        row, pair = self.row, self.pair
-        why_no_before = [pair.why_no_before] if pair.why_no_before else []
+        row = self.row
+        source, told = self._about or about(self.pair)
         record = Record(
             model=row.model.name,
             scale=row.scale,
@@ -167,10 +203,10 @@ class Measurement:
             category=self.category,
             device=self.device,
             dtype=self.dtype,
-            workload={**(workload or {}), "weights": pair.source, "seed": self.seed},
+            workload={**(workload or {}), "weights": source, "seed": self.seed},
             metrics=dict(metrics),
             fingerprint=self._run.fingerprint(),
-            notes=(*pair.notes, *notes, *why_no_before),
+            notes=(*notes, *told),
         )
         declared = accuracy_budget(row.parts) if row.parts else BITWISE_BUDGET
         verdict = self._run.judge(record, dataclasses.asdict(declared))
@@ -179,6 +215,11 @@ class Measurement:
         self._run.measured.append((record, verdict))
         self.concluded = True
         return record, self._run.fails(verdict)
+
+
+def about(pair: Pair) -> tuple[str, tuple[str, ...]]:
+    """Where the weights came from, and what the report is to say about them."""
+    return pair.source, (*pair.notes, *([pair.why_no_before] if pair.why_no_before else []))
 
 
 def loaded_pair(run: Run, row: Row) -> Pair:

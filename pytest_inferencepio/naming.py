@@ -17,7 +17,7 @@ CATEGORIES = (
 )
 # Run only when they are named (or, for the comparison, when peers are): the gate must not become longer. They tell of
 # this machine and of other engines, so they are neither compared with a baseline nor stored in one.
-EXTRA_CATEGORIES = ("hardware",)
+EXTRA_CATEGORIES = ("hardware", "comparative")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ from pytest_inferencepio.naming import (
     pick_categories,
     split_list,
 )
+from pytest_inferencepio.option_values import parse_checkpoint, parse_duration, parse_seed
 from pytest_inferencepio.targets import Targets, parse_targets
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ OPTIONS = (
         "NAMES",
         "append",
     ),
+    Option(
+        "peer",
+        "Compare with other engines and kernels in the same run: names of --pio-list, comma lists, or all; "
+        "what is not installed is reported. Runs the category comparative (which alone means all).",
+        "NAMES",
+        "append",
+    ),
     Option("scale", f"Comma list of {', '.join(SCALES)}. Default: tiny.", "NAMES", "append"),
     Option("device", f"One of {', '.join(DEVICES)}. Default: cpu.", "DEVICE"),
     Option("dtype", f"One of {', '.join(DTYPES)}. Default: bfloat16.", "DTYPE"),
@@ -120,6 +128,7 @@ class Settings:
     models: tuple[str, ...]
     optimizations: tuple[str, ...]
     categories: tuple[str, ...]
+    peers: tuple[str, ...]
     scales: tuple[str, ...]
     device: str
     dtype: str
@@ -180,10 +189,15 @@ def read(config: Config) -> Settings:
         pytest.UsageError: a value that cannot be read, an unknown name (the near ones are listed).
     """
     defaults = {"model": "all", "optimization": "all"}
+    peers = _checked("--pio-peer", _known_peers, _listed(config, "peer"))
+    categories = _checked(
+        "--pio-category", functools.partial(pick_categories, peers=bool(peers)), _listed(config, "category")
+    )
     return Settings(
         models=_texts(config, "model", defaults),
         optimizations=_texts(config, "optimization", defaults),
-        categories=_checked("--pio-category", pick_categories, _listed(config, "category")),
+        categories=categories,
+        peers=peers or (_known_peers(["all"]) if "comparative" in categories else ()),
         scales=_checked("--pio-scale", pick, _listed(config, "scale") or ["tiny"], SCALES, "scale"),
         device=_one(config, "device", "cpu", DEVICES),
         dtype=_one(config, "dtype", "bfloat16", DTYPES),
@@ -199,28 +213,13 @@ def read(config: Config) -> Settings:
     )
 
 
-def parse_seed(text: str) -> int:
-    """A whole number from 0 to 2^63 - 1."""
-    if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
-        raise ValueError(f"{text!r} is not a seed; write a whole number from 0 on")
-    return int(text)
+def _known_peers(names: list[str]) -> tuple[str, ...]:
+    """Imported only for the runs that name peers."""
+    if not names:
+        return ()
+    from pytest_inferencepio.peers.registry import choose
 
-
-def parse_duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `12m` or `1.5h`; more than none."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is not a duration; write seconds, or 90s, 12m, 1h")
-    return seconds
-
-
-def parse_checkpoint(text: str) -> tuple[str, str]:
-    """`NAME=DIR_OR_HUB_ID` as a pair; the name is resolved later, so aliases work."""
-    name, _, place = text.partition("=")
-    if not name.strip() or not place.strip():
-        raise ValueError(f"{text!r} is not a checkpoint; write NAME=DIR_OR_HUB_ID")
-    return name.strip(), place.strip()
+    return choose(names)
 
 
 def _texts(config: Config, name: str, defaults: Mapping[str, str]) -> tuple[str, ...]:

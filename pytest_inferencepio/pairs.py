@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pytest_inferencepio.catalog.loading import Loaded
 
 
+_NO_ROOM = "the unoptimized model was not kept, to make room for peers"
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Both sides of a row.
@@ -72,6 +75,19 @@ class Pairs:
             undo()
         gc.collect()
 
+    def drop_reference(self, row: Row) -> None:
+        """Drop the unoptimized side and keep (or load) only the optimized one of `row`.
+
+        It is loaded again with the next row; what else of this row asks for it gets the reason why it is not there.
+        """
+        if self._pair is None or self._pair.row != row:
+            self.release()
+            self._pair = self._load(row, reference=False)
+        elif self._pair.before is not None:
+            self._reference = None
+            self._pair = dataclasses.replace(self._pair, before=None, why_no_before=_NO_ROOM)
+            gc.collect()
+
     def request(self, row: Row, *, optimized: bool) -> LoadRequest:
         """How one side of `row` is loaded; only what converts while loading is passed to the loader."""
         converting = tuple(part for part in row.parts if part.converts_while_loading())
@@ -84,7 +100,7 @@ class Pairs:
             optimizations=converting if optimized and row.scale == "full" else (),
         )
 
-    def _load(self, row: Row) -> Pair:
+    def _load(self, row: Row, *, reference: bool = True) -> Pair:
         try:
             after, seconds = self._load_optimized(row)
         except NotEnoughMemory:
@@ -92,7 +108,7 @@ class Pairs:
                 raise
             self.release()  # the reference may be what is in the way
             after, seconds = self._load_optimized(row)
-        before, why = self._load_reference(row)
+        before, why = self._load_reference(row) if reference else (None, _NO_ROOM)
         source = after.source if after.source in ("reference", "random", "custom") else "checkpoint"
         return Pair(row, after.runner, before, why, seconds, source, after.notes)
 

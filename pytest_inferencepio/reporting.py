@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,17 @@ def header(run: Run) -> list[str]:
     how = f"{', '.join(settings.scales)} scale, {settings.device}, {settings.dtype}, seed {settings.seed}"
     role = "gate" if settings.gate else "comparison only (--benchmark-compare makes it a gate)"
     stored = f"baselines {run.baselines.directory} ({len(run.baselines.cells)} cells)"
-    return [f"pio: {size}; {how}", f"pio: {role}, {stored}"]
+    peers = [f"pio: peers: {'; '.join(_peers(settings.peers))}"] if settings.peers else []
+    return [f"pio: {size}; {how}", f"pio: {role}, {stored}", *peers]
+
+
+def _peers(names: Iterable[str]) -> Iterator[str]:
+    """Each peer with its version, or with what to install."""
+    from pytest_inferencepio.peers.registry import peers
+
+    known = peers()
+    for name in names:
+        yield known[name].missing() or f"{name} ({known[name].version()})"
 
 
 def finish(config: pytest.Config, run: Run, *, complete: bool) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pytest_inferencepio import units
 from pytest_inferencepio.record import Record
-from pytest_inferencepio.reports import coverage, hardware, tables
+from pytest_inferencepio.reports import coverage, hardware, peers, tables
 from pytest_inferencepio.reports.impact import Impact, impacts
 from pytest_inferencepio.reports.run_data import RunData
 from pytest_inferencepio.verdict import NotMeasured, Outcome, Verdict
@@ -37,7 +37,7 @@ def report(data: RunData) -> str:
     lines += _machine(data)
     for group, rows in grouped(impacts(data.measured)).items():
         lines += [f"## {group}", "", *tables.markdown([_HEADING, *map(_cells, rows)]), ""]
-    lines += _hardware(data)
+    lines += [*_hardware(data), *_peers(data)]
     for title, outcomes in _SECTIONS:
         lines += _section(title, [str(finding) for finding in data.findings(*outcomes)])
     lines += _section("Failures of the run", data.run.failures if data.run else ())
@@ -110,6 +110,13 @@ def _hardware(data: RunData) -> list[str]:
         return []
     table = tables.markdown([hardware.HEADING, *rows])
     return ["## Hardware", "", *(f"- {line}" for line in hardware.ceilings(data.measured)), "", *table, ""]
+
+
+def _peers(data: RunData) -> list[str]:
+    rows = peers.rows(data.measured)
+    table = tables.markdown([peers.HEADING, *rows]) if rows else []
+    lines = ["## Peers", "", *table, ""] if rows else []
+    return lines + _section("Peers not measured", peers.unmeasured(data.measured))
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

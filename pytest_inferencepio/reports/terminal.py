@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_inferencepio import units
-from pytest_inferencepio.reports import coverage, hardware, tables
+from pytest_inferencepio.reports import coverage, hardware, peers, tables
 from pytest_inferencepio.reports.impact import NOTHING, Impact, impacts
 from pytest_inferencepio.reports.markdown import grouped, unmeasured
 from pytest_inferencepio.reports.run_data import RunData
@@ -38,7 +38,7 @@ def lines(data: RunData) -> list[Line]:
     found: list[Line] = []
     for group, rows in grouped(impacts(data.measured)).items():
         found += [Line(group, bold=True), *_table(rows), Line("")]
-    found += _hardware(data)
+    found += [*_hardware(data), *_peers(data)]
     failing = [str(f) for f in data.findings(Outcome.BUDGET, Outcome.REGRESSION, Outcome.MISSING)]
     found += _section("regressions", [*failing, *(data.run.failures if data.run else ())], "red")
     found += _section("inconclusive", [str(f) for f in data.findings(Outcome.INCONCLUSIVE)], "yellow")
@@ -75,6 +75,17 @@ def _hardware(data: RunData) -> list[Line]:
     table = tables.aligned([hardware.HEADING, *rows], indent="  ")
     ceilings = "; ".join(hardware.ceilings(data.measured))
     return [Line("hardware", bold=True), Line(f"  this machine {ceilings}"), *map(Line, table), Line("")]
+
+
+def _peers(data: RunData) -> list[Line]:
+    rows = peers.rows(data.measured)
+    table = tables.aligned([peers.HEADING, *rows], indent="  ") if rows else []
+    shown = (
+        [Line("peers: how many times as fast ours is", bold=True), *map(Line, table), Line("")]
+        if rows
+        else []
+    )
+    return shown + _section("peers not measured", peers.unmeasured(data.measured), "yellow")
 
 
 def _cells(impact: Impact) -> tuple[str, ...]:

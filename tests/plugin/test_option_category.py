@@ -22,6 +22,7 @@ def categories(nodeids: list[str]) -> set[str]:
         (["--pio-category=accuracy,memory_usage"], {"accuracy", "memory_usage"}),
         (["--pio-category=accuracy", "--pio-category=throughput"], {"accuracy", "throughput"}),
         (["--pio-category=hardware"], {"hardware"}),
+        (["--pio-category=comparative"], {"comparative"}),
         (["--pio-category=all,hardware"], {*CATEGORIES, "hardware"}),
     ],
 )

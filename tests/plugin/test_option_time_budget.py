@@ -7,7 +7,7 @@ import json
 import pytest
 from inner_pytest import Project
 
-from pytest_inferencepio.options import parse_duration
+from pytest_inferencepio.option_values import parse_duration
 
 
 def test_what_is_left_out_is_skipped_and_reported(project: Project) -> None:

@@ -1,0 +1,1 @@
+"""What the peers are made of: files, worker processes, sessions."""
