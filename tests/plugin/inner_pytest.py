@@ -94,8 +94,13 @@ class Project:
         self.path = pytester.path
 
     def run(self, *arguments: str) -> pytest.RunResult:
-        """pytest with these arguments in the project."""
-        return self.pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
+        """pytest with these arguments in the project, in a terminal wide enough for every message.
+
+        pytest cuts the lines of its summary at the width of the terminal that the tests themselves run in.
+        """
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", "300")
+            return self.pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
 
     def measure(self, *arguments: str) -> pytest.RunResult:
         """Run only the project's own benchmark on its own model."""
