@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pytest_inferencepio.measure.latency import Generation
 
 WORKER = "pytest_inferencepio.peers.support.llama_worker"
+# GCC 12 built an AMX path that faults: it loads the tile configuration before all of it is stored.
+ADVICE = "its build and this processor do not fit: rebuild it, for AMX with another compiler than GCC 12"
 WORKING_MEMORY = 1 << 29  # of the library, its cache and its buffers
 
 
@@ -61,7 +63,7 @@ class LlamaSession:
         from pytest_inferencepio.peers.support.worker import Worker
 
         self.work = work
-        self._worker = Worker(WORKER, "llama.cpp")
+        self._worker = Worker(WORKER, "llama.cpp", ADVICE)
         try:
             loaded = {"path": path, "threads": request.threads, "context": request.context}
             info = self._worker.ask(loaded)["info"]

@@ -14,9 +14,9 @@ HEADING = (
     "optimization",
     "peer",
     "decode [95 %]",
-    "ours / peer's",
+    "ours (all rounds) / peer's",
     "prefill [95 %]",
-    "ours / peer's",
+    "ours (all rounds) / peer's",
     "whole [95 %]",
 )
 _NOTHING = "-"
@@ -41,10 +41,11 @@ def unmeasured(measured: Sequence[tuple[Record, Verdict]]) -> list[str]:
                 told.setdefault(reason if reason.startswith(peer) else f"{peer}: {reason}", []).append(
                     record.cell
                 )
-    return [
-        f"{reason} ({len(cells)} cells: {cells[0]}{', ...' * (len(cells) > 1)})"
-        for reason, cells in told.items()
-    ]
+    return [f"{reason} ({_places(cells)})" for reason, cells in told.items()]
+
+
+def _places(cells: Sequence[str]) -> str:
+    return cells[0] if len(cells) == 1 else f"{len(cells)} cells: {cells[0]}, ..."
 
 
 def _records(measured: Sequence[tuple[Record, Verdict]]) -> list[Record]:

@@ -25,8 +25,7 @@ def test_comparative(pio_measure: Measurement) -> None:
         else:
             comparison.against(peer)
     metrics = against_peers.metrics(comparison.outcomes, pio_measure.device)
-    told = list(against_peers.notes(comparison.outcomes))
     if not comparison.measured:
-        pio_measure.not_measurable(metrics, workload, "; ".join(told))
+        pio_measure.not_measurable(metrics, workload, "; ".join(against_peers.notes(comparison.outcomes)))
         return
-    pio_measure.conclude(metrics, workload, told)
+    pio_measure.conclude(metrics, workload, against_peers.notes(comparison.measured))

@@ -37,7 +37,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     """The real worker process, which finds the stand-in first."""
     (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
     monkeypatch.syspath_prepend(tmp_path)
-    found = Worker(WORKER, "llama.cpp")
+    found = Worker(WORKER, "llama.cpp", "rebuild it")
     yield found
     found.close()
 
@@ -109,7 +109,7 @@ def test_an_error_of_the_library_is_told_and_the_process_goes_on(worker: Worker)
 
 def test_an_abort_ends_the_worker_not_the_run(worker: Worker) -> None:
     worker.ask({"path": "a.gguf", "threads": 1, "context": 8})
-    with pytest.raises(MeasurementFailed, match="llama.cpp ended .signal SIGABRT."):
+    with pytest.raises(MeasurementFailed, match=r"llama.cpp ended \(signal SIGABRT; rebuild it\)"):
         worker.ask({"prompt": [12], "new_tokens": 2})
     with pytest.raises(MeasurementFailed, match="ended"):
         worker.ask({"prompt": [1], "new_tokens": 2})

@@ -21,10 +21,13 @@ _TAIL = 2000  # characters of its output that go into an error
 
 
 class Worker:
-    """`python -m module` with this process's import path; `who` names it in errors."""
+    """`python -m module` with this process's import path.
 
-    def __init__(self, module: str, who: str) -> None:
-        self.who = who
+    `who` names it in errors, `advice` says what to do when a signal ended it.
+    """
+
+    def __init__(self, module: str, who: str, advice: str = "") -> None:
+        self.who, self.advice = who, advice
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
@@ -70,19 +73,21 @@ class Worker:
                 raise MeasurementFailed(f"{self.who} did not answer within {timeout:g} s{self._tail()}")
             piece = os.read(self._process.stdout.fileno(), 1 << 16)
             if not piece:
-                raise MeasurementFailed(f"{self.who} ended ({_ending(self._process.wait())}){self._tail()}")
+                raise MeasurementFailed(f"{self.who} ended ({self._ending()}){self._tail()}")
             received += piece
         return received
+
+    def _ending(self) -> str:
+        status = self._process.wait()
+        if status >= 0:
+            return f"status {status}"
+        return "; ".join(filter(None, (f"signal {signal.Signals(-status).name}", self.advice)))
 
     def _tail(self) -> str:
         """The end of what it wrote to standard error, on lines of its own."""
         self._output.seek(0)
         text = self._output.read().decode(errors="replace").strip()
         return f"\n{text[-_TAIL:]}" if text else ""
-
-
-def _ending(status: int) -> str:
-    return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
 def _search_path() -> str:
