@@ -87,9 +87,10 @@ class Measurement:
         return {name: known[name] for name in self._run.settings.peers}
 
     def make_room(self) -> None:
-        """Drop the unoptimized model where it is large: what comes now needs the optimized one and the room."""
+        """Load the optimized model, and drop the unoptimized one where it is large: what comes now needs its room."""
         if self.row.scale == "full":
             self._run.pairs.drop_reference(self.row)
+        _ = self.pair
 
     def release(self) -> None:
         """Drop both models; they are loaded again when asked for."""

@@ -62,6 +62,7 @@ class Comparison:
 
     def _measured(self, peer: Peer) -> Measured:
         request = self.request()
+        self.measure.make_room()  # a peer before this one may have needed the row's memory too
         if peer.memory(request) > available_memory(self.measure.device):
             return self._in_blocks(peer, request)
         session = peer.open(request)

@@ -227,6 +227,20 @@ def test_what_does_not_fit_beside_the_row_is_measured_after_it(
     assert record["metrics"]["decode_speedup[echo]"]["n"] == 3
 
 
+def test_after_a_block_the_row_is_loaded_again_for_the_next_peer(
+    quick: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_inferencepio.measure import against_peers
+
+    room = iter([10, 1000, 1000])
+    monkeypatch.setattr(against_peers, "available_memory", lambda device: next(room))
+    monkeypatch.setattr(Echo, "needs", 100)
+    record, _ = compare(quick, "echo,second", "--pio-scale=full")
+    assert record["metrics"]["decode_speedup[second]"]["n"] == 3
+    blocks = [note for note in record["notes"] if "measured in blocks" in note]
+    assert len(blocks) == 1 and blocks[0].startswith("echo:")
+
+
 def test_what_does_not_fit_at_all_is_said(quick: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_inferencepio.measure import against_peers
 
