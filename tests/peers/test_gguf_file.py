@@ -80,6 +80,7 @@ def test_a_file_is_written_once(tmp_path: Path, writer: type[Writer], small: Ggu
     path = gguf_file.file_of(small, tmp_path / "below")
     assert path == tmp_path / "below" / small.file_name
     assert path.stat().st_size == small.nbytes
+    assert path.stat().st_mode & 0o777 == 0o644
     assert gguf_file.file_of(small, tmp_path / "below") == path
     (made,) = writer.made
     assert made.keys["architecture"] == "qwen3" and made.keys["block_count"] == 1

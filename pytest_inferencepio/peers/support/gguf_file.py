@@ -71,6 +71,7 @@ def _write_beside(path: Path, plan: GgufPlan) -> None:
     os.close(handle)
     try:
         _write(Path(temporary), plan)
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which would hide a shared cache from a group
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
