@@ -1,4 +1,4 @@
-"""The packed kernels against their limits and against torch's own, in one run: `python -m optimizations.native.bench`.
+"""The kernels against their limits and against torch's own, in one run: `python -m optimizations.native.bench`.
 
 Candidates of a row take turns (forwards, then backwards), over copies of the weights that together exceed the caches, so what
 they share of the machine's hours they share alike; the shortest of the rounds counts, as the one least disturbed. Limits are measured
@@ -10,74 +10,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
+from optimizations.native.bench_dense import bench_dense
+from optimizations.native.bench_tools import Candidate, Limits, copies, measure_limits, shortest, show
 from optimizations.native.experts import PackedExperts, pack_experts
 from optimizations.native.linear import linear, moe
 from optimizations.native.loader import native
 from optimizations.native.packing import pack
-
-COLD = (
-    96 << 20
-)  # bytes that one candidate's copies of its weight span, three times the largest L3 slice of interest
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One way to do the work: call(round) does it once and reads nbytes of weights."""
-
-    name: str
-    nbytes: int
-    call: Callable[[int], object]
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What the machine gives: bytes/s read, multiply-adds (two operations each) per second."""
-
-    read: float
-    arithmetic: float
-
-
-def shortest(call: Callable[[], object], rounds: int) -> float:
-    """Seconds of the shortest of `rounds` calls."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def measure_limits(threads: int) -> Limits:
-    """Read bandwidth over 256 MiB and integer multiply-adds, with the threads and instruction set in use."""
-    memory = torch.ones(256 << 20, dtype=torch.uint8)
-    rounds = 20_000
-    done = native().dot_products(memory.data_ptr(), 1, threads) * rounds * threads
-    read = shortest(lambda: native().stream_read(memory.data_ptr(), memory.nbytes, threads), 9)
-    dots = shortest(lambda: native().dot_products(memory.data_ptr(), rounds, threads), 9)
-    return Limits(memory.nbytes / read, 2 * done / dots)
-
-
-def interleaved(candidates: Sequence[Candidate], rounds: int) -> dict[str, float]:
-    """Shortest seconds of each candidate; the order turns round every round. One untimed call comes first."""
-    times: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
-    for i in range(rounds + 1):
-        for candidate in candidates if i % 2 else reversed(candidates):
-            start = time.perf_counter()
-            candidate.call(i)
-            if i:
-                times[candidate.name].append(time.perf_counter() - start)
-    return {name: min(values) for name, values in times.items()}
-
-
-def copies(nbytes: int) -> int:
-    """How many copies of a weight exceed the caches."""
-    return max(1, -(-COLD // nbytes))
 
 
 def own_linear(x: torch.Tensor, weight: torch.Tensor, bits: int, group_size: int) -> Candidate:
@@ -127,20 +70,6 @@ def torch_int8(x: torch.Tensor, rows: int, cols: int) -> Candidate:
 def torch_bf16(x: torch.Tensor, weight: torch.Tensor) -> Candidate:
     many = [weight.clone() for _ in range(copies(weight.nbytes))]
     return Candidate("torch bf16", weight.nbytes, lambda i: functional.linear(x, many[i % len(many)]))
-
-
-def show(title: str, candidates: Sequence[Candidate], flops: float, rounds: int, limits: Limits) -> None:
-    """One table: time, bandwidth and arithmetic with their share of the limit, speed against torch's int4 and bf16."""
-    print(f"\n{title}")
-    times = interleaved(candidates, rounds)
-    for candidate in candidates:
-        seconds = times[candidate.name]
-        read, rate = candidate.nbytes / seconds, flops / seconds
-        against = [f"{times[other] / seconds:5.2f}x {other}" for other in times if other.startswith("torch")]
-        print(
-            f"  {candidate.name:15s} {seconds * 1e3:9.3f} ms  {read / 1e9:6.1f} GB/s ({read / limits.read:4.0%})  "
-            f"{rate / 1e9:7.1f} GFLOP/s ({rate / limits.arithmetic:4.0%})  {'  '.join(against)}"
-        )
 
 
 def bench_linear(rows: int, cols: int, batches: Sequence[int], rounds: int, limits: Limits) -> None:
@@ -208,10 +137,12 @@ def main() -> None:
     native().set_isa(chosen.isa)
     limits = measure_limits(chosen.threads)
     print(f"{native().isa()}, {chosen.threads} threads ({native().thread_source()})")
-    print(f"limits: read {limits.read / 1e9:.1f} GB/s, int8 arithmetic {limits.arithmetic / 1e9:.0f} GFLOP/s")
+    arithmetic = (limits.arithmetic or 0.0) / 1e9
+    print(f"limits: read {limits.read / 1e9:.1f} GB/s, int8 arithmetic {arithmetic:.0f} GFLOP/s")
     with torch.inference_mode():
         bench_linear(chosen.rows, chosen.cols, chosen.batches, chosen.rounds, limits)
         bench_moe(2048, 768, 32, 8, chosen.rounds, limits)
+        bench_dense(chosen.rows, chosen.cols, chosen.batches, chosen.rounds, limits)
         bench_pack(chosen.rows, chosen.cols)
         bench_overhead()
 

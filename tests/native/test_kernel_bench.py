@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimizations.native.bench import COLD, Candidate, copies, interleaved, measure_limits, show
+from optimizations.native.bench_tools import (
+    COLD,
+    Candidate,
+    Limits,
+    copies,
+    interleaved,
+    measure_limits,
+    show,
+)
 from optimizations.native.loader import native
 
 
@@ -34,6 +42,7 @@ def test_dot_products_counts_what_it_does(isa: str) -> None:
 def test_table_names_every_candidate_and_its_share(capsys: pytest.CaptureFixture[str]) -> None:
     limits = measure_limits(1)
     assert limits.read > 0
+    assert limits.arithmetic is not None
     assert limits.arithmetic > 0
     words = torch.ones(1 << 20, dtype=torch.uint8)
     call = Candidate(
@@ -44,3 +53,10 @@ def test_table_names_every_candidate_and_its_share(capsys: pytest.CaptureFixture
     assert "title" in out
     assert "torch sum" in out
     assert "1.00x torch sum" in out
+
+
+def test_without_an_arithmetic_limit_the_table_has_no_share_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    show("title", [Candidate("call", 1, lambda _: None)], 1.0, 2, Limits(1e9, None))
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.count("%") == 1
+    assert line.rstrip().endswith("GFLOP/s")
