@@ -64,7 +64,9 @@ def _table(rows: Sequence[Impact]) -> list[Line]:
     found = [Line(table[0])]
     for impact, text in zip(rows, table[1:], strict=True):
         colour = _COLOURS[impact.status] if impact.status is not Status.PASSED else ""
-        found += [Line(text, colour), Line(f"      {_second(impact)}")]
+        found.append(Line(text, colour))
+        if second := _second(impact):
+            found.append(Line(f"      {second}"))
     return found
 
 

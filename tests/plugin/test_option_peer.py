@@ -257,6 +257,25 @@ def test_a_large_row_drops_the_unoptimized_model_for_the_peer(quick: Project) ->
     assert "the unoptimized model was not kept, to make room for peers" in record["notes"]
 
 
+def test_a_reference_that_is_loaded_is_dropped_for_the_peer(quick: Project) -> None:
+    more = ("--pio-peer=echo", "--pio-category=hardware", "--pio-scale=full", "--benchmark-json=bench.json")
+    assert quick.run(*BASE, *more).ret == 0
+    by_category = {record["category"]: record for record in quick.stored()}
+    dropped = "the unoptimized model was not kept, to make room for peers"
+    assert dropped in by_category["comparative"]["notes"]
+    assert dropped not in by_category["hardware"]["notes"]
+
+
+def test_in_a_row_memory_comes_first_and_the_comparison_last(quick: Project) -> None:
+    nodeids = quick.collected(
+        "--pio-model=small", "--pio-optimization=none,wide_arithmetic", "--pio-peer=echo"
+    )
+    names = [nodeid.split("::test_")[1].split("[")[0] for nodeid in nodeids]
+    assert len(names) == 2 * (len(CATEGORIES) + 1)
+    for row in (names[: len(names) // 2], names[len(names) // 2 :]):
+        assert row[0] == "memory_usage" and row[-1] == "comparative"
+
+
 def test_a_peers_impossible_figure_fails_in_words(quick: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_inferencepio.measure import memory
 
