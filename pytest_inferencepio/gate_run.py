@@ -68,6 +68,7 @@ def compare_run(
     *,
     refused: Sequence[NotMeasured] = (),
     complete: bool = True,
+    gated: bool = True,
 ) -> RunVerdict:
     """Judge the run as a whole; the cells were judged one by one with `comparison.compare`.
 
@@ -76,6 +77,7 @@ def compare_run(
         selection: which cells of the baseline this run should have measured.
         refused: what was not measured because a technique refused it.
         complete: False after Ctrl-C, -x or a spent time budget: cells that did not run are then notes.
+        gated: whether the run was asked to compare; then having compared nothing is a failure, else a note.
     """
     ran = {cell_of(record) for record, _ in measured}
     expected = {cell for cell in baselines.cells if selection.covers(cell)}
@@ -91,8 +93,10 @@ def compare_run(
         if cell not in excused
     ]
     failures += [f"{old} is now called {now}; {ACCEPT}" for old, now in renamed.items()]
-    failures += _zero_overlap(ran, baselines)
-    notes = [
+    nothing_compared = _zero_overlap(ran, baselines)
+    failures += nothing_compared if gated else []
+    notes = [] if gated else nothing_compared
+    notes += [
         f"{cell} was not compared: {why} ({excused[cell]})"
         for cell, why in missing.items()
         if cell in excused

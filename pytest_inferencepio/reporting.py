@@ -49,6 +49,7 @@ def finish(config: pytest.Config, run: Run, *, complete: bool) -> bool:
         _selection(run),
         refused=run.refused,
         complete=complete and run.whole and run.settings.time_budget is None,
+        gated=run.settings.gate,
     )
     updated: list[Path] = []
     failed = run.settings.gate and not run.settings.update_baseline and bool(verdict.failures)

@@ -82,7 +82,10 @@ class Impact:
         return found.reason or units.quantity(found.value, found.unit)
 
     def accuracy(self) -> str:
-        """Preserved (within 1 %), within the declared budget, or not preserved; and by how much answers moved."""
+        """Preserved (within 1 %), within the declared budget, or not preserved; and by how much answers moved.
+
+        Without perplexity and tasks (random weights) nothing is said about answers.
+        """
         moved = self._moved()
         if not self._optimized:
             return ", ".join(moved) or NOTHING
@@ -90,6 +93,8 @@ class Impact:
             return "not measured"
         if self.over_budget:
             return f"not preserved: {', '.join(moved)}"
+        if self._value("perplexity_ratio") is None and self._value("task_drop") is None:
+            return f"of answers not measured (numbers alone: {', '.join(moved)})"
         return f"{'preserved' if self._within_target() else 'within its budget'}: {', '.join(moved)}"
 
     def _within_target(self) -> bool:

@@ -134,6 +134,13 @@ def test_zero_overlap_fails_loudly(found: Baselines) -> None:
     assert "torch_compile/inference_speed, the baseline qwen3_4b_instruct_2507/tiny/" in failure
 
 
+def test_a_run_that_was_not_asked_to_compare_is_only_told_so(found: Baselines) -> None:
+    other = record(ratio(2.0), optimization="torch_compile")
+    verdict = run(found, other, selection=Selection(optimizations={"torch_compile"}), gated=False)
+    assert not verdict.failed
+    assert any("none of the 1 benchmarks of this run is in the baseline" in note for note in verdict.notes)
+
+
 def test_no_baseline_at_all_is_not_zero_overlap(tmp_path: Path) -> None:
     empty = Baselines(tmp_path, {})
     verdict = run(empty, INT4)

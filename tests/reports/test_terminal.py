@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from report_data import Unmeasured, int4, none, regression, run
+from report_data import Unmeasured, int4, none, one_record, regression, run
 
 from pytest_inferencepio.baselines import cell_of
-from pytest_inferencepio.record import Record, metric
+from pytest_inferencepio.record import Record, metric, not_measured
 from pytest_inferencepio.reports import terminal
 from pytest_inferencepio.reports.impact import impacts
 from pytest_inferencepio.reports.run_data import RunData
@@ -153,3 +153,14 @@ def test_the_category_made_for_a_metric_is_shown() -> None:
     cell = cell_of(none())
     (row,) = impacts([(speed, verdict_of(cell, [])), (later, verdict_of(cell, []))])
     assert row.metrics["total_time"].value == 0.182
+
+
+def test_numbers_of_random_weights_say_nothing_about_answers() -> None:
+    metrics = {
+        "kl_divergence": metric("kl_divergence", 0.2),
+        "top1_agreement": metric("top1_agreement", 0.06),
+    }
+    unknown = {name: not_measured(name, "random weights") for name in ("perplexity_ratio", "task_drop")}
+    row = one_record("weight_int4", metrics | unknown)
+    (impact,) = impacts([(row, verdict_of(cell_of(row), []))])
+    assert impact.accuracy() == "of answers not measured (numbers alone: KL 0.200 nat, top-1 6.00 %)"
