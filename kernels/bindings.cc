@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "check.h"
+#include "decoder/bind.h"
 #include "isa.h"
 #include "thread_pool.h"
 
@@ -47,6 +48,7 @@ NB_MODULE(_native, module) {
   PIO_BIND(void, int8_kv_attention, (const std::vector<int64_t>& keys, const std::vector<int64_t>& second, const std::vector<int64_t>& values, const std::vector<int64_t>& mask, int64_t batch, int64_t kv_heads, int64_t group, int64_t queries, int64_t length, int64_t capacity, float softmax_scale, bool causal, Address out, int dtype, int threads), "keys"_a, "second"_a, "values"_a, "mask"_a, "batch"_a, "kv_heads"_a, "group"_a, "queries"_a, "length"_a, "capacity"_a, "softmax_scale"_a, "causal"_a, "out"_a, "dtype"_a, "threads"_a);
   PIO_BIND(void, kv_attention, (const std::vector<int64_t>& keys, const std::vector<int64_t>& second, const std::vector<int64_t>& values, const std::vector<int64_t>& mask, int64_t batch, int64_t kv_heads, int64_t group, int64_t queries, int64_t length, float softmax_scale, bool causal, Address out, int dtype, int threads), "keys"_a, "second"_a, "values"_a, "mask"_a, "batch"_a, "kv_heads"_a, "group"_a, "queries"_a, "length"_a, "softmax_scale"_a, "causal"_a, "out"_a, "dtype"_a, "threads"_a);
   // clang-format on
+  decoder::bind(module);
 }
 
 }  // namespace pio

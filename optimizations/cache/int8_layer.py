@@ -40,16 +40,33 @@ class Int8Layer(CacheLayerMixin):
         self.latent = latent
         self.stores: list[Store] = []
         self.length = 0
+        self.version = 0  # counts changes of the memory's place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Makes room for what comes and `ROOM` tokens more; shapes [batch, heads, tokens, d]."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        capacity = _blocks(key_states.shape[2] + ROOM)
+        batch, heads, tokens, width = key_states.shape
+        self._allocate(batch, heads, tokens, (width, value_states.shape[3]), key_states.dtype)
+
+    def _allocate(
+        self, batch: int, heads: int, tokens: int, widths: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        self.dtype, self.device = dtype, torch.device("cpu")
+        channels = (self.key_channel, None)
         self.stores = [
-            new_store(states.shape[0], states.shape[1], capacity, states.shape[3], channel)
-            for states, channel in ((key_states, self.key_channel), (value_states, None))
+            new_store(batch, heads, _blocks(tokens + ROOM), width, channel)
+            for width, channel in zip(widths, channels, strict=True)
         ]
+        self.version += 1
         self.is_initialized = True
+
+    def reserve(
+        self, batch: int, heads: int, tokens: int, widths: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        """Room for `tokens` more; an empty layer gets `batch` rows of `heads` heads of these widths."""
+        if not self.is_initialized:
+            self._allocate(batch, heads, tokens, widths, dtype)
+        elif self.length + tokens > self.capacity:
+            self._grow(self.length + tokens)
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -70,9 +87,15 @@ class Int8Layer(CacheLayerMixin):
         """Tokens there is room for."""
         return self.stores[0].capacity if self.stores else 0
 
+    @property
+    def batch(self) -> int:
+        """Rows, 0 before the first token."""
+        return self.stores[0].scales.shape[0] if self.stores else 0
+
     def _grow(self, needed: int) -> None:
         capacity = _blocks(max(needed, int(self.capacity * GROWTH)))
         used = -(-self.length // BLOCK)
+        self.version += 1
         for index, old in enumerate(self.stores):
             batch, heads = old.scales.shape[:2]
             fresh = new_store(batch, heads, capacity, old.dim, old.channel)
@@ -112,6 +135,7 @@ class Int8Layer(CacheLayerMixin):
         """Forgets everything and gives the memory back."""
         self.stores = []
         self.length = 0
+        self.version += 1
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -125,6 +149,7 @@ class Int8Layer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Row i of the batch becomes row indices[i]; the batch may grow or shrink."""
+        self.version += 1
         self.stores = [
             Store(store.codes[indices], store.scales[indices], store.channel) for store in self.stores
         ]

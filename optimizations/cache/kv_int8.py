@@ -154,7 +154,7 @@ def _absorb(attention: Any) -> Undo:
     weight = getattr(attention.kv_b_proj, "weight", None)
     packed = not (isinstance(weight, Tensor) and weight.is_floating_point())
     if packed:
-        dense = _dense_weight(attention.kv_b_proj, attention.kv_lora_rank, attention)
+        dense = dense_weight(attention.kv_b_proj, attention.kv_lora_rank, attention)
         attention.register_buffer(ABSORBED, dense, persistent=False)
     attention.__dict__["expand_kv"] = expand_kv
 
@@ -167,7 +167,7 @@ def _absorb(attention: Any) -> Undo:
 
 
 @torch.no_grad()
-def _dense_weight(linear: Any, columns: int, attention: Any) -> Tensor:
+def dense_weight(linear: Any, columns: int, attention: Any) -> Tensor:
     """[rows, columns] of a packed linear layer, from `dequantize()` or by multiplying the identity."""
     dtype = attention.kv_a_layernorm.weight.dtype
     if hasattr(linear, "dequantize"):

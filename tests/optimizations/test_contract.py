@@ -25,6 +25,7 @@ SHIPPED = {
     "weight_nf4",
     "kv_int8",
     "fused_ops",
+    "native_decoder",
     "torch_compile",
     "layer_streaming",
     "visual_token_pruning",

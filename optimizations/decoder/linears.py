@@ -1,0 +1,96 @@
+"""Matrices of a model as the native decoder takes them: packed or dense, their addresses and what keeps them alive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimizations.errors import Refusal
+from optimizations.native.loader import native
+from optimizations.native.packing import Packed
+from optimizations.weights.formats import Parts
+from optimizations.weights.integer_format import IntegerFormat
+from optimizations.weights.packed_modules import PackedExperts, PackedLinear, PackedModule
+
+
+class Matrices:
+    """Turns modules into descriptors of `optimizations._native.decoder`; `tensors` must outlive them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.tensors: list[Tensor] = []
+
+    def address(
+        self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+    ) -> int:
+        """The address of `tensor` after its shape, dtype and strides were checked.
+
+        Raises:
+            Refusal: it is not what the decoder reads.
+        """
+        wanted = dtype or self.dtype
+        found = (tuple(tensor.shape), tensor.dtype, tensor.device.type)
+        if found != (shape, wanted, "cpu"):
+            raise Refusal(f"{name} is {found[1]} {found[0]} on {found[2]}, expected {wanted} {shape} on cpu")
+        if not tensor.is_contiguous():
+            raise Refusal(f"{name} has strides {tensor.stride()}; the native decoder reads dense weights")
+        self.tensors.append(tensor)
+        return tensor.data_ptr()
+
+    def linear(self, name: str, module: Any, rows: int, cols: int) -> Any:
+        """A linear layer of `rows` outputs and `cols` inputs; Refusal for a kind that has no native product."""
+        bias = module._parameters.get("bias")
+        bias_address = 0 if bias is None else self.address(f"{name}.bias", bias.detach(), (rows,))
+        if isinstance(module, PackedLinear):
+            fmt = integer_format(name, module)
+            data, scales = self._packed(name, module.parts("weight"), rows, cols, fmt)
+            kind = (fmt.bits, fmt.group_size)
+            return native().decoder.Linear(data, scales, bias_address, rows, cols, *kind)
+        if type(module) is not nn.Linear:
+            raise Refusal(
+                f"{name} is a {type(module).__name__}; natively there are nn.Linear, int8 and int4 weights"
+            )
+        weight = self.address(f"{name}.weight", module.weight.detach(), (rows, cols))
+        return native().decoder.Linear(weight, 0, bias_address, rows, cols, 0, 0)
+
+    def _packed(self, name: str, parts: Parts, rows: int, cols: int, fmt: IntegerFormat) -> tuple[int, int]:
+        packed = Packed.wrap(parts["data"], parts["scales"], rows, cols, fmt.bits)
+        self.tensors += [packed.data, packed.scales]
+        return packed.data.data_ptr(), packed.scales.data_ptr()
+
+    def experts(self, name: str, module: Any, count: int, hidden: int, inner: int) -> Any:
+        """The fused experts of a layer, packed or dense; Refusal for others."""
+        kind: Any = native().decoder.Experts
+        if isinstance(module, PackedExperts):
+            fmt = integer_format(name, module)
+            addresses = []
+            for part in ("gate_up_proj", "down_proj"):
+                parts = module.parts(part)
+                self.tensors += [parts["data"], parts["scales"]]
+                addresses += [parts["data"].data_ptr(), parts["scales"].data_ptr()]
+            return kind(*addresses, count, inner, fmt.bits, fmt.group_size)
+        if not {"gate_up_proj", "down_proj"} <= module._parameters.keys():
+            raise Refusal(f"{name} is a {type(module).__name__} without fused expert weights")
+        gate_up = self.address(
+            f"{name}.gate_up_proj", module.gate_up_proj.detach(), (count, 2 * inner, hidden)
+        )
+        down = self.address(f"{name}.down_proj", module.down_proj.detach(), (count, hidden, inner))
+        return kind(gate_up, 0, down, 0, count, inner, 0, 0)
+
+    def norm(self, name: str, module: Any, width: int) -> Any:
+        """An RMSNorm over `width` values."""
+        weight = self.address(f"{name}.weight", module.weight.detach(), (width,))
+        return native().decoder.Norm(weight, module.variance_epsilon)
+
+
+def integer_format(name: str, module: PackedModule) -> IntegerFormat:
+    """The integer format of a packed module; Refusal for another, or while its weights have not been loaded."""
+    if not isinstance(module.format, IntegerFormat):
+        raise Refusal(
+            f"{name} is packed as {module.format}, which has no native product; use weight_int4 or weight_int8"
+        )
+    if module.pending:
+        raise Refusal(f"{name} still waits for its weights ({', '.join(sorted(module.pending))})")
+    return module.format

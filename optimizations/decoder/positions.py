@@ -1,0 +1,74 @@
+"""Rotary angles: rows of a table where positions are plain numbers, the model's rotary module where they are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Angles that depend on the length of the sequence cannot be tabulated.
+CHANGING = ("dynamic", "longrope")
+FIRST = 2048
+LIMIT = 1 << 20  # positions; beyond, and below zero, angles are computed for the pass
+
+
+class Angles:
+    """cos and sin of a pass: memory, and the distance between the rows of a batch."""
+
+    def __init__(self, decoder: Any, dtype: torch.dtype, rope: int) -> None:
+        self._rotary = decoder.rotary_emb
+        self._like = torch.empty(0, dtype=dtype)
+        self._rope = rope
+        self._fixed = not any(kind in self._rotary.rope_type for kind in CHANGING)
+        self._size = dtype.itemsize * rope
+        self._cos = self._sin = self._like.new_empty((0, rope))
+        self._inverse = self._rotary.inv_freq
+
+    def at(self, first: int, tokens: int) -> tuple[int, int, int, Any]:
+        """Addresses of cos and sin of positions first .. first + tokens - 1, shared by all rows, and what holds them."""
+        if not self._fixed or first < 0 or first + tokens > LIMIT:
+            return self._computed(torch.arange(first, first + tokens)[None])
+        self._reach(first + tokens)
+        offset = first * self._size
+        return self._cos.data_ptr() + offset, self._sin.data_ptr() + offset, 0, (self._cos, self._sin)
+
+    def of(self, positions: Tensor) -> tuple[int, int, int, Any]:
+        """The same for positions [rows, tokens], or [1 or 3, rows, tokens] of M-RoPE; rows is 1 or the batch."""
+        if positions.dim() == 3:
+            if any(not torch.equal(positions[0], each) for each in positions[1:]):
+                return self._computed(positions)
+            positions = positions[0]
+        if positions.shape[1] == 1 and positions.shape[0] == 1:
+            return self.at(int(positions), 1)
+        if not self._fixed:
+            return self._computed(positions)
+        first, beyond = int(positions[0, 0]), int(positions.max()) + 1
+        counted = torch.arange(first, first + positions.shape[1])
+        if torch.equal(positions, counted.expand_as(positions)):
+            return self.at(first, positions.shape[1])
+        if int(positions.min()) < 0 or beyond > LIMIT:
+            return self._computed(positions)
+        self._reach(beyond)
+        cos, sin = self._cos[positions], self._sin[positions]
+        return cos.data_ptr(), sin.data_ptr(), _between(cos), (cos, sin)
+
+    def _computed(self, positions: Tensor) -> tuple[int, int, int, Any]:
+        cos, sin = (each.contiguous() for each in self._rotary(self._like, positions))
+        return cos.data_ptr(), sin.data_ptr(), _between(cos), (cos, sin)
+
+    def _reach(self, length: int) -> None:
+        """Let the table cover positions below `length`; it doubles, and follows a change of the frequencies."""
+        inverse = self._rotary.inv_freq
+        if length <= self._cos.shape[0] and inverse is self._inverse:
+            return
+        rows = max(FIRST, 2 * self._cos.shape[0], length)
+        with torch.inference_mode(False):  # a table made in inference mode could not be used outside of it
+            cos, sin = self._rotary(self._like, torch.arange(rows)[None])
+        self._cos, self._sin = cos.reshape(rows, -1).contiguous(), sin.reshape(rows, -1).contiguous()
+        self._inverse = inverse
+
+
+def _between(angles: Tensor) -> int:
+    """Elements between the rows of angles [rows, tokens, rope]; 0 when there is one row for all."""
+    return angles.stride(0) if angles.shape[0] > 1 else 0
