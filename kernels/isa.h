@@ -18,7 +18,7 @@ enum class Isa : int {
 #if PIO_X86
   avx2,    // AVX2, FMA
   avx512,  // AVX-512 F BW VL DQ, VNNI, BF16 (Zen 4, Sapphire Rapids, Cooper Lake and later)
-  amx,     // the same with AMX tiles for bf16 (Sapphire Rapids and later); kernels without tiles are avx512's
+  amx,     // the same with AMX tiles, bf16 and int8 (Sapphire Rapids and later); kernels without tiles are avx512's
 #elif PIO_NEON
   neon,
 #endif

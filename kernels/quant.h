@@ -58,7 +58,7 @@ inline int threads_for(int64_t bytes, int64_t macs, int threads) {
   return bytes > (256 << 10) || macs > (2 << 20) ? threads : 1;
 }
 
-constexpr int kMaxTileRows = 6;
+constexpr int kMaxTileRows = 16;
 constexpr int kMaxTilePanels = 2;
 
 // How the current instruction set likes its tiles, and the multiplication itself:
@@ -70,6 +70,8 @@ struct Tile {
   void (*multiply)(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                    int n_rows, float* out);
 };
-Tile current_tile();
+Tile current_tile(int group);
+Tile vector_tile();  // the same without AMX, at most six rows
+Tile amx_tile();     // src/packed_amx.cc
 
 }  // namespace pio

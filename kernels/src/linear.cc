@@ -76,7 +76,7 @@ int64_t rows_per_block(int64_t stride, int tile_rows) {
 
 void multiply_all(const std::vector<Target>& targets, int64_t tasks, const Activations& a, int64_t m, Dtype dtype,
                   int threads) {
-  const Tile tile = current_tile();
+  const Tile tile = current_tile(targets[0].weight.group);
   const int64_t block = rows_per_block(a.stride(), tile.rows), blocks = ceil_div(m, block);
   // A piece of work: about 64 KB of weights at one row, so that handing out costs less than 1 %, and a single group of
   // panels in a batch.
@@ -104,7 +104,7 @@ void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, 
   const Dtype type = require_dtype(dtype, "linear");
   require(!targets.empty() && targets.size() % 5 == 0, "linear: targets must be five numbers each");
   require(m >= 0, "linear: m must not be negative");
-  const Tile tile = current_tile();
+  const Tile tile = current_tile(group);
   std::vector<Target> all;
   int64_t tasks = 0, bytes = 0;
   for (size_t i = 0; i < targets.size(); i += 5) {

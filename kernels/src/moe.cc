@@ -122,7 +122,7 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
   require_address(weights, 4, "moe", "weights");
   const Routing routing = sort_by_expert("moe", reinterpret_cast<const int64_t*>(experts),
                                          reinterpret_cast<const float*>(weights), tokens, k, n_experts);
-  const Tile tile = current_tile();
+  const Tile tile = current_tile(group);
   const int64_t active = static_cast<int64_t>(routing.experts.size());
   const int64_t expert_bytes = 2 * gate_panels * layer.gate_up.panel_bytes() + down_panels * layer.down.panel_bytes();
   const int used = threads_for(active * expert_bytes, expert_bytes * 8 / bits * tokens * k, threads);
