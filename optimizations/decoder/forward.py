@@ -19,7 +19,7 @@ from optimizations.native.loader import native
 logger = logging.getLogger(__name__)
 
 # Arguments that say nothing to the decoder itself, whatever their value.
-IGNORED = ("return_dict", "cache_position", "mm_token_type_ids", "debug_io", "debug_io_dir", "prune_layers")
+IGNORED = ("return_dict", "cache_position", "mm_token_type_ids", "debug_io", "debug_io_dir")
 RECORDED = ("output_attentions", "output_hidden_states", "output_router_logits")
 MIXTURES = ("Qwen3MoeModel", "Glm4MoeLiteModel")
 
