@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +25,25 @@ if TYPE_CHECKING:
 
 GENERATION = "pytest_inferencepio.measure.fresh:generation"
 WITHOUT_MODEL = "pytest_inferencepio.measure.fresh:without_model"
+PATIENCE = 4.0  # s; a process with a tiny model takes half a second, one that compiles it up to half a minute
 
 
 def peak_metrics(
-    processes: FreshProcesses, arguments: Mapping[str, Any], n: int = 1, timeout: float = 1800.0
+    processes: FreshProcesses,
+    arguments: Mapping[str, Any],
+    n: int = 1,
+    timeout: float = 1800.0,
+    patience: float = PATIENCE,
 ) -> dict[str, Metric]:
-    """Peak of `n` fresh processes that each load, optimize and generate (`fresh.generation`'s arguments).
+    """Peak of at most `n` fresh processes that each load, optimize and generate (`fresh.generation`'s arguments).
 
     `peak_memory` is the whole process, `model_peak_memory` what it exceeds a process without a model by; the
-    interval is the range of the `n` processes.
+    interval is the range of the processes. No further one is started after `patience` seconds.
     """
     empty = processes.run(WITHOUT_MODEL, {}, timeout).peak
-    reports = [processes.run(GENERATION, arguments, timeout) for _ in range(n)]
+    start, reports = time.monotonic(), [processes.run(GENERATION, arguments, timeout)]
+    while len(reports) < n and time.monotonic() - start < patience:
+        reports.append(processes.run(GENERATION, arguments, timeout))
     peaks = [float(report.peak) for report in reports]
     allocator = [report.result["allocator_peak"] for report in reports]
     found = {

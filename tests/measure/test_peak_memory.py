@@ -160,8 +160,10 @@ def test_a_generation_in_a_fresh_process_takes_more_than_none() -> None:
         "new_tokens": 3,
     }
     with FreshProcesses() as processes:
-        metrics = memory.peak_metrics(processes, arguments, n=2)
+        metrics = memory.peak_metrics(processes, arguments, n=2, patience=1800)
+        impatient = memory.peak_metrics(processes, arguments, n=2, patience=0)
     assert metrics["peak_memory"].n == 2
+    assert impatient["peak_memory"].n == 1
     assert metrics["model_peak_memory"].value > 2 * 2.8e6
     assert metrics["process_memory"].value + metrics["model_peak_memory"].value == pytest.approx(
         metrics["peak_memory"].value
