@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_inferencepio import baseline_json
+from pytest_inferencepio import baseline_json, sessions
 from pytest_inferencepio.baseline_json import BaselineFile, Session, Stored, StoredCell, Value, rounded
 from pytest_inferencepio.errors import BaselineError
-from pytest_inferencepio.gate_rules import PRIOR_SPREAD, Rule, rule_of, session_spread, sessions_kept
+from pytest_inferencepio.gate_rules import Rule, rule_of, sessions_kept
 from pytest_inferencepio.record import Metric, Record
+from pytest_inferencepio.sessions import SessionValue
 from pytest_inferencepio.verdict import CellKey, Outcome, Status, Verdict
 
 UNKNOWN_MACHINE = "unknown machine"
 # Keys of `workload` that are not part of what was asked of the model.
 NOT_COMPARED = ("budget",)
 NOT_STORED = ("read_bandwidth", "arithmetic", "machine_class", "isa")
-_POOL_DEGREES = 8  # sessions needed before the pooled spread replaces the assumed one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class History:
     values: tuple[Value, ...]
     same_machine: bool
     same_isa: bool
-    pooled_spread: float = PRIOR_SPREAD
+    pooled_bias: float = sessions.PRIOR_BIAS  # of all ratios of the file
 
     @property
     def latest(self) -> Value:
@@ -51,9 +50,14 @@ class History:
         return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
     @property
-    def spread(self) -> float:
-        """Standard deviation of ln(value) between sessions, shrunk towards the pooled one."""
-        return session_spread(*_squares(self.values), self.pooled_spread)
+    def ratios(self) -> list[SessionValue]:
+        """The sessions of a ratio with their own noise; what is not positive is left out."""
+        return _session_values(self.values)
+
+    @property
+    def bias(self) -> float:
+        """Standard deviation of a ratio between sessions beyond their noise, shrunk towards the pooled one."""
+        return sessions.bias(sessions.moments(self.ratios), self.pooled_bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Baselines:
         stored = file.cells.get(cell) if file else None
         if file is None or stored is None:
             return None
-        pooled = _pooled_spread(file)
+        pooled = _pooled_bias(file)
         here = (machine_class(record.fingerprint), _isa(record.fingerprint))
         metrics = {name: _history(file, metric, here, pooled) for name, metric in stored.metrics.items()}
         return Entry(cell, stored.workload, metrics)
@@ -267,16 +271,18 @@ def _history(file: BaselineFile, metric: Stored, here: tuple[str, str], pooled: 
     return History(tuple(values), best.machine == machine != UNKNOWN_MACHINE, best.isa == isa, pooled)
 
 
-def _pooled_spread(file: BaselineFile) -> float:
-    """Spread of ln(ratio) between sessions of one machine, over all ratios of the file."""
-    squares, degrees = 0.0, 0
-    for cell in file.cells.values():
-        for name, metric in cell.metrics.items():
-            if rule_of(name) == Rule.RATIO:
-                for values in _by_machine(file, metric):
-                    own, more = _squares(values)
-                    squares, degrees = squares + own, degrees + more
-    return math.sqrt(squares / degrees) if degrees >= _POOL_DEGREES else PRIOR_SPREAD
+def _pooled_bias(file: BaselineFile) -> float:
+    """Standard deviation between sessions of one machine beyond their noise, over all ratios of the file."""
+    ratios = (
+        metric
+        for cell in file.cells.values()
+        for name, metric in cell.metrics.items()
+        if rule_of(name) == Rule.RATIO
+    )
+    parts = (
+        sessions.moments(_session_values(values)) for metric in ratios for values in _by_machine(file, metric)
+    )
+    return sessions.bias(sessions.pooled(parts))
 
 
 def _by_machine(file: BaselineFile, metric: Stored) -> Iterable[list[Value]]:
@@ -287,10 +293,6 @@ def _by_machine(file: BaselineFile, metric: Stored) -> Iterable[list[Value]]:
         yield [metric.values[key] for key in keys]
 
 
-def _squares(values: Sequence[Value]) -> tuple[float, int]:
-    """Sum of squared deviations of ln(value) from their mean, and the degrees of freedom."""
-    logs = [math.log(value.value) for value in values if value.value > 0]
-    if len(logs) < 2:
-        return 0.0, 0
-    mean = math.fsum(logs) / len(logs)
-    return math.fsum((log - mean) ** 2 for log in logs), len(logs) - 1
+def _session_values(values: Iterable[Value]) -> list[SessionValue]:
+    found = (sessions.session_value(value.value, value.low, value.high) for value in values)
+    return [value for value in found if value is not None]

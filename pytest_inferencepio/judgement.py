@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 from pytest_inferencepio import units
-from pytest_inferencepio.baseline_json import Value
 from pytest_inferencepio.baselines import History
 from pytest_inferencepio.gate_rules import (
+    DEVIATIONS,
     PEAK_OF,
-    SPREAD_FACTOR,
     Rule,
     Thresholds,
     Tolerance,
+    allowance,
     rule_of,
-    spread_allowance,
     tolerance_of,
 )
 from pytest_inferencepio.record import METRICS, Metric, parts_of
+from pytest_inferencepio.sessions import center, interval_variance
 from pytest_inferencepio.stats import mcnemar, median, median_lower_bound, median_upper_bound
 from pytest_inferencepio.verdict import ACCEPT, CellKey, Finding, Outcome
 
@@ -98,26 +99,50 @@ def judge(
 # Speed
 
 
-def speed_allowance(case: Case) -> tuple[float, str]:
-    """delta and the reason for it: how much slower than the baseline is still within what is expected."""
+@dataclasses.dataclass(frozen=True)
+class SpeedBaseline:
+    """What a ratio is compared with: ln of the stored centre; `known` is the slow-down that the stored sessions leave
+    open, `allowed` the one that this run's noise leaves open too; `why` says what both come from."""
+
+    log: float
+    known: float
+    allowed: float
+    why: str
+
+
+def speed_baseline(case: Case) -> SpeedBaseline | None:
+    """The sessions of this machine's ratio in the random-effects model; another machine's with a fixed allowance.
+
+    None where no stored session is usable: not positive, or of unbounded noise.
+    """
     limits, history = case.limits, case.history
-    if not history.same_machine:
-        if history.same_isa:
-            return limits.speed_foreign, "baseline of another machine"
-        return limits.speed_foreign_isa, "baseline of another instruction set"
-    spread = spread_allowance(history.spread, len(history.values))
-    if spread > limits.speed:
-        return spread, f"spread of {len(history.values)} stored session(s)"
-    return limits.speed, "least change of interest"
+    values = [value for value in history.ratios if math.isfinite(value.variance)]
+    if not values:
+        return None
+    assert case.now is not None
+    noise = interval_variance(case.now.low, case.now.high)
+    middle = center(values, history.bias)
+    if history.same_machine:
+        stored = middle.variance + history.bias**2
+        known = allowance(stored, limits.speed)
+        widest = allowance(stored + noise, limits.speed)
+        why = f"{len(values)} stored session(s), {units.share(history.bias)} between them"
+        if known == limits.speed:
+            why = "least change of interest"
+    else:
+        known, why = _foreign_allowance(case)
+        widest = math.expm1(math.hypot(math.log1p(known), DEVIATIONS * math.sqrt(noise)))
+    if limits.aa_noise > widest:
+        return SpeedBaseline(middle.log, known, limits.aa_noise, "A/A noise of this machine")
+    if widest > 1.5 * known:
+        why = f"{why}, widened by the noise of this run"
+    return SpeedBaseline(middle.log, known, widest, why)
 
 
-def _widened(case: Case, delta: float, why: str) -> tuple[float, str]:
-    """delta and its reason where this run is noisier than the stored sessions, or its equal models differed."""
-    noise = SPREAD_FACTOR * math.sqrt(_excess_variance(case))
-    widest = math.expm1(math.hypot(math.log1p(delta), noise))
-    if case.limits.aa_noise > widest:
-        return case.limits.aa_noise, "A/A noise of this machine"
-    return widest, f"{why}, widened by the noise of this run" if widest > 1.05 * delta else why
+def _foreign_allowance(case: Case) -> tuple[float, str]:
+    if case.history.same_isa:
+        return case.limits.speed_foreign, "baseline of another machine"
+    return case.limits.speed_foreign_isa, "baseline of another instruction set"
 
 
 def _aa(case: Case) -> Finding | None:
@@ -128,62 +153,49 @@ def _aa(case: Case) -> Finding | None:
     return case.finding(Outcome.NOTE, before=1.0, detail=detail)
 
 
-def _excess_variance(case: Case) -> float:
-    """By how much the variance of this run's median of ln(ratio) exceeds that of the stored sessions."""
-    assert case.now is not None
-    stored = [variance for value in case.history.values if (variance := _variance(value)) is not None]
-    now = _variance(case.now)
-    return 0.0 if now is None else max(0.0, now - (median(stored) if stored else 0.0))
-
-
-def _variance(value: Metric | Value) -> float | None:
-    """Of ln(value), from its 95 % interval; None where there is none."""
-    if not value.low or not value.high or value.low <= 0:
-        return None
-    return (math.log(value.high / value.low) / (2 * 1.96)) ** 2
-
-
 def _ratio(case: Case) -> Finding | None:
     """Pairs x = ln(worsening): suspect when the median exceeds ln(1 + d) and its exact lower bound ln(1 + d/2),
     with d widened by noise. What lies between, or leaves a slow-down of interest possible, is inconclusive."""
-    if case.history.center <= 0 or case.value <= 0:
+    stored = speed_baseline(case)
+    if stored is None or case.value <= 0:
         return case.finding(Outcome.INCONCLUSIVE, detail="a ratio that is not positive cannot be compared")
-    known, why = speed_allowance(case)
-    delta, reason = _widened(case, known, why)
-    center, low, high = _worsening(case)
-    threshold = f"allowed: {units.share(delta)} ({reason})"
-    if center > math.log1p(delta) and low > math.log1p(delta / 2):
-        return case.finding(Outcome.REGRESSION, threshold=threshold)
-    excluded = max(case.limits.excluded, 2 * known)
-    if center > math.log1p(known):
-        detail = f"worse by {units.share(math.expm1(center))}, but the samples do not prove it"
-        return case.finding(Outcome.INCONCLUSIVE, threshold=threshold, detail=detail)
+    middle, low, high = _worsening(case, stored.log)
+    finding = functools.partial(
+        case.finding,
+        before=math.exp(stored.log),
+        threshold=f"allowed: {units.share(stored.allowed)} ({stored.why})",
+    )
+    if middle > math.log1p(stored.allowed) and low > math.log1p(stored.allowed / 2):
+        return finding(Outcome.REGRESSION)
+    excluded = max(case.limits.excluded, 2 * stored.known)
+    if middle > math.log1p(stored.known):
+        detail = f"worse by {units.share(math.expm1(middle))}, but the samples do not prove it"
+        return finding(Outcome.INCONCLUSIVE, detail=detail)
     if high > math.log1p(excluded):
         detail = f"the interval is too wide to exclude a slow-down of {units.share(excluded)}"
-        return case.finding(Outcome.INCONCLUSIVE, threshold=threshold, detail=detail)
-    if -center > math.log1p(delta) and -high > math.log1p(delta / 2):
-        return case.finding(Outcome.IMPROVED, threshold=threshold)
+        return finding(Outcome.INCONCLUSIVE, detail=detail)
+    if -middle > math.log1p(stored.allowed) and -high > math.log1p(stored.allowed / 2):
+        return finding(Outcome.IMPROVED)
     return None
 
 
-def _worsening(case: Case) -> tuple[float, float, float]:
+def _worsening(case: Case, stored: float) -> tuple[float, float, float]:
     """Median of ln(worsening) with exact one-sided bounds; without samples, from the metric's interval."""
     assert case.now is not None
-    logs = _logs(case.now.samples, case)
+    logs = _logs(case.now.samples, case, stored)
     if len(logs) >= FEWEST_PAIRS:
         confidence = case.limits.confidence
         return median(logs), median_lower_bound(logs, confidence), median_upper_bound(logs, confidence)
-    center = _logs([case.value], case)[0]
+    (middle,) = _logs([case.value], case, stored)
     if not case.now.samples and case.now.n >= FEWEST_PAIRS and case.now.low is not None and case.now.high:
-        bounds = (
-            sorted(_logs([case.now.low, case.now.high], case)) if case.now.low > 0 else [-math.inf, math.inf]
-        )
-        return center, bounds[0], bounds[1]
-    return center, -math.inf, math.inf
+        ends = [case.now.low, case.now.high]
+        bounds = sorted(_logs(ends, case, stored)) if case.now.low > 0 else [-math.inf, math.inf]
+        return middle, bounds[0], bounds[1]
+    return middle, -math.inf, math.inf
 
 
-def _logs(ratios: Sequence[float], case: Case) -> list[float]:
-    return [case.sign * math.log(ratio / case.history.center) for ratio in ratios if ratio > 0]
+def _logs(ratios: Sequence[float], case: Case, stored: float) -> list[float]:
+    return [case.sign * (math.log(ratio) - stored) for ratio in ratios if ratio > 0]
 
 
 # Memory and energy

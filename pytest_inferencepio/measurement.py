@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optimizations.contract import AccuracyBudget, Optimization
     from optimizations.runner import Runner
     from pytest_inferencepio.measure.budget import Budget
+    from pytest_inferencepio.measure.latency import Generation
     from pytest_inferencepio.measure.processes import FreshProcesses
     from pytest_inferencepio.measure.timing import Paired
     from pytest_inferencepio.models import LoadRequest
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pytest_inferencepio.targets import Targets
 
 Sample = TypeVar("Sample")
+
+_AGAIN = 3  # samples of a test whose pairs another one measured
 
 
 class Measurement:
@@ -143,6 +146,7 @@ class Measurement:
     ) -> Paired[Sample]:
         """Run `work` on both runners in turn; pytest-benchmark times the optimized side.
 
+        Where the machine is noisy pairs are added, up to the budget's `most_pairs`, unless `pairs` says how many.
         Without a reference (or with `with_reference` false) only the optimized side runs, and `Paired.before`
         stays empty.
         """
@@ -156,7 +160,31 @@ class Measurement:
             seed=self.seed,
             device=self.device,
         )
-        return interleaver.benchmark(self.benchmark, pairs or self.budget.pairs)
+        return interleaver.benchmark(
+            self.benchmark, pairs or self.budget.pairs, most_pairs=0 if pairs else self.budget.most_pairs
+        )
+
+    def generations(self) -> Paired[Generation]:
+        """Pairs of greedy generations by the budget, kept for the other categories of this row.
+
+        pytest-benchmark needs a sample of every test: where they were kept, the optimized side runs a few times more.
+        """
+        from pytest_inferencepio.measure import latency
+
+        budget, inputs = self.budget, self.inputs(self.budget.prompt_tokens)
+
+        def generate(runner: Runner) -> Generation:
+            return latency.generate_once(runner, inputs, budget.new_tokens)
+
+        paired = self.once("generations", lambda: self.interleave(generate, warmup=budget.warmup))
+        if self.benchmark.stats is None and not self.benchmark.disabled:
+            self.benchmark.pedantic(lambda: generate(self.after), rounds=_AGAIN, warmup_rounds=1)
+        return paired
+
+    def generation_workload(self) -> dict[str, Any]:
+        """What `generations` asks of the model."""
+        length = self.inputs(self.budget.prompt_tokens)["input_ids"].shape[1]
+        return {"prompt_tokens": length, "new_tokens": self.budget.new_tokens, "batch": 1}
 
     def conclude(
         self,

@@ -10,7 +10,7 @@ from pytest_inferencepio.errors import UnknownName
 # tokens are shared between a text and an image.
 _LEAST = {
     **dict.fromkeys(("warmup", "task_distance"), 0),
-    **dict.fromkeys(("pairs", "batch_pairs", "requests", "longest_tokens", "generations"), 1),
+    **dict.fromkeys(("pairs", "most_pairs", "batch_pairs", "requests", "longest_tokens", "generations"), 1),
     **dict.fromkeys(("generation_tokens", "task_examples", "processes"), 1),
     **dict.fromkeys(("new_tokens", "request_new_tokens", "window", "decoded_tokens"), 2),
     "prompt_tokens": 4,
@@ -21,7 +21,7 @@ _LEAST = {
 class Budget:
     """Counts for one cell of the matrix. `seconds` is what a category is meant to take, not a limit.
 
-    `pairs` is the number of before/after pairs. `load` is the arrival rate of requests, `objective_*` the
+    `pairs` is the number of before/after pairs, `most_pairs` where noise asks for more. `load` is the arrival rate of requests, `objective_*` the
     latency objective of goodput, all as multiples of what the unoptimized model does with one request alone,
     so that they mean the same on every machine.
 
@@ -32,6 +32,7 @@ class Budget:
     seconds: float
     warmup: int
     pairs: int
+    most_pairs: int
     prompt_tokens: int
     new_tokens: int
     batch_sizes: tuple[int, ...]
@@ -74,6 +75,7 @@ class Budget:
             self,
             seconds=seconds,
             pairs=_times(self.pairs, factor, 5),
+            most_pairs=_times(self.most_pairs, factor, 5),
             batch_pairs=_times(self.batch_pairs, factor, 1),
             requests=_times(self.requests, factor, 4),
             processes=_times(self.processes, min(factor, 3.0), 1),
@@ -91,6 +93,7 @@ PRESETS: dict[str, Budget] = {
         seconds=2.0,
         warmup=2,
         pairs=9,
+        most_pairs=21,
         prompt_tokens=128,
         new_tokens=12,
         batch_sizes=(1, 4),
@@ -115,6 +118,7 @@ PRESETS: dict[str, Budget] = {
         seconds=120.0,
         warmup=1,
         pairs=5,
+        most_pairs=5,
         prompt_tokens=128,
         new_tokens=16,
         batch_sizes=(1, 4),

@@ -18,7 +18,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from tqdm import tqdm
 
+from pytest_inferencepio.sessions import interval_variance
+from pytest_inferencepio.stats import log_ratios, ratio_estimate
+
 Sample = TypeVar("Sample")
+
+# Standard error of ln(ratio) at which more pairs would add little: sessions differ by 1.2 % for other reasons.
+PRECISION = 0.01
+_MORE_PAIRS = 6  # between two looks: the interval of fewer new samples would not change
 
 
 @dataclasses.dataclass
@@ -143,10 +150,13 @@ class Interleaver(Generic[Sample]):
             self._run_before()
         self._round += 1
 
-    def benchmark(self, fixture: Any, pairs: int, threads: int | None = None) -> Paired[Sample]:
+    def benchmark(
+        self, fixture: Any, pairs: int, threads: int | None = None, *, most_pairs: int = 0
+    ) -> Paired[Sample]:
         """Run through pytest-benchmark's fixture, whose stored samples are then the `after` side's.
 
-        With `--benchmark-disable` the fixture times nothing; one pair still runs.
+        `pairs`, and up to `most_pairs` where the machine is too noisy for `precise` after fewer. With
+        `--benchmark-disable` the fixture times nothing; one pair still runs.
         """
         _check_pairs(pairs)
         with quiet_rounds(threads):
@@ -154,15 +164,25 @@ class Interleaver(Generic[Sample]):
                 self.warmup = 0
                 fixture.pedantic(self.run_after, setup=self.setup)
                 self.teardown()
-            else:
-                fixture.pedantic(
-                    self.run_after,
-                    setup=self.setup,
-                    teardown=self.teardown,
-                    rounds=pairs,
-                    warmup_rounds=self.warmup,
-                )
+                return self.paired
+            fixture.pedantic(
+                self.run_after,
+                setup=self.setup,
+                teardown=self.teardown,
+                rounds=pairs,
+                warmup_rounds=self.warmup,
+            )
+            while len(self.paired) < most_pairs and not precise(self.paired):
+                for _ in range(min(_MORE_PAIRS, most_pairs - len(self.paired))):
+                    self._one_more(fixture)
         return self.paired
+
+    def _one_more(self, fixture: Any) -> None:
+        """One round beyond those of `pedantic`, added to the samples it stored."""
+        self.setup()
+        self.run_after()
+        fixture.stats.update(self.paired.after_seconds[-1])
+        self.teardown()
 
     def _opens_with_before(self) -> bool:
         return (self._round + self._first) % 2 == 0
@@ -174,6 +194,17 @@ class Interleaver(Generic[Sample]):
         if self._round >= self.warmup:
             self.paired.before.append(result)
             self.paired.before_seconds.append(seconds)
+
+
+def precise(paired: Paired[Any]) -> bool:
+    """Whether the ratio of both sides' total times is known to `PRECISION`; true without a reference.
+
+    Decided by the width of the interval alone, so that stopping favours no direction.
+    """
+    if not paired.before_seconds:
+        return True
+    found = ratio_estimate(log_ratios(paired.before_seconds, paired.after_seconds))
+    return interval_variance(found.low, found.high) <= PRECISION**2
 
 
 def progress(rounds: Any, describe: str) -> Any:

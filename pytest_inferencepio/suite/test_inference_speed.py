@@ -11,12 +11,7 @@ def test_inference_speed(pio_measure: Measurement) -> None:
     from pytest_inferencepio.measure.metrics import technique_metrics
     from pytest_inferencepio.suite.shared import steps_metric
 
-    budget = pio_measure.budget
-    inputs = pio_measure.inputs(budget.prompt_tokens)
-    paired = pio_measure.interleave(
-        lambda runner: latency.generate_once(runner, inputs, budget.new_tokens),
-        warmup=budget.warmup,
-    )
+    paired = pio_measure.generations()
     metrics = latency.speed_metrics(paired)
     metrics["accepted_tokens_per_step"] = steps_metric(paired.after)
     counted, remarks = technique_metrics(pio_measure.after)
@@ -27,8 +22,4 @@ def test_inference_speed(pio_measure: Measurement) -> None:
         metrics["accepted_tokens_per_step"].high or 1.0,
     )
     require_possible(metrics, work, pio_measure.device)
-    pio_measure.conclude(
-        metrics,
-        {"prompt_tokens": inputs["input_ids"].shape[1], "new_tokens": budget.new_tokens, "batch": 1},
-        remarks,
-    )
+    pio_measure.conclude(metrics, pio_measure.generation_workload(), remarks)

@@ -15,14 +15,10 @@ def test_optimization_impact(pio_measure: Measurement) -> None:
         weight_metrics,
     )
 
-    budget, row = pio_measure.budget, pio_measure.row
+    row = pio_measure.row
     metrics = memory_metrics(pio_measure) | weight_metrics(pio_measure)
     metrics |= fidelity_metrics(pio_measure) | task_metrics(pio_measure)[0]
-    inputs = pio_measure.inputs(budget.prompt_tokens)
-    paired = pio_measure.interleave(
-        lambda runner: latency.generate_once(runner, inputs, budget.new_tokens),
-        warmup=budget.warmup,
-    )
+    paired = pio_measure.generations()
     metrics |= latency.speed_metrics(paired)
     notes = ["the unoptimized model against a second copy of itself: the noise of this machine"]
     if row.parts:
@@ -34,8 +30,4 @@ def test_optimization_impact(pio_measure: Measurement) -> None:
             metrics["break_even_tokens"] = not_measured("break_even_tokens", pio_measure.pair.why_no_before)
         judged = (metrics.get(name) for name in ("speedup", "memory_ratio", "perplexity_ratio"))
         notes = [pio_measure.targets.judged(*judged)]
-    pio_measure.conclude(
-        metrics,
-        {"prompt_tokens": inputs["input_ids"].shape[1], "new_tokens": budget.new_tokens, "batch": 1},
-        notes,
-    )
+    pio_measure.conclude(metrics, pio_measure.generation_workload(), notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from gate_records import HERE, OTHER_ISA, SAME_ISA, elsewhere, judged, ratio, re
 from pytest_inferencepio import baselines
 from pytest_inferencepio.comparison import compare
 from pytest_inferencepio.errors import BaselineError
-from pytest_inferencepio.gate_rules import PRIOR_SPREAD
 from pytest_inferencepio.record import Record, metric
+from pytest_inferencepio.sessions import PRIOR_BIAS
 from pytest_inferencepio.verdict import Status
 
 FILE = "qwen3_4b_instruct_2507-tiny.json"
@@ -142,7 +143,7 @@ def test_a_metric_that_is_gone_is_dropped_by_an_update(tmp_path: Path) -> None:
     assert judged(found, record(ratio(2.0))).status is Status.PASSED
 
 
-def test_the_center_is_the_median_and_the_spread_shrinks_towards_the_prior(tmp_path: Path) -> None:
+def test_the_center_is_the_median_and_the_bias_shrinks_towards_the_prior(tmp_path: Path) -> None:
     found = stored(tmp_path, record(ratio(2.0)))
     for day, value in ((2, 2.02), (3, 1.98), (4, 2.04)):
         found = store(found, record(ratio(value)), f"2026-01-0{day}T00:00:00Z")
@@ -150,10 +151,10 @@ def test_the_center_is_the_median_and_the_spread_shrinks_towards_the_prior(tmp_p
     assert entry is not None
     history = entry.metrics["decode_speedup"]
     assert history.center == pytest.approx(2.01)
-    assert 0.01 < history.spread < PRIOR_SPREAD
+    assert 0.012 < history.bias < PRIOR_BIAS
 
 
-def test_the_spread_of_all_ratios_replaces_the_assumed_one(tmp_path: Path) -> None:
+def test_the_bias_of_all_ratios_of_the_file_is_the_prior_of_each(tmp_path: Path) -> None:
     names = ("decode_speedup", "prefill_speedup", "speedup")
     found = baselines.read(tmp_path / "baselines")
     for day in range(1, 5):
@@ -162,7 +163,11 @@ def test_the_spread_of_all_ratios_replaces_the_assumed_one(tmp_path: Path) -> No
         found = store(found, record(noisy), f"2026-01-0{day}T00:00:00Z")
     entry = found.entry(record({}))
     assert entry is not None
-    assert entry.metrics["speedup"].pooled_spread == pytest.approx(0.0282, abs=1e-3)
+    pooled = entry.metrics["speedup"].pooled_bias  # 2.8 % over nine degrees of freedom, the prior over four
+    assert pooled == pytest.approx(math.sqrt((4 * PRIOR_BIAS**2 + 9 * 0.0282**2) / 13), rel=0.01)
+    assert entry.metrics["speedup"].bias == pytest.approx(
+        math.sqrt((4 * pooled**2 + 3 * 0.0282**2) / 7), rel=0.01
+    )
 
 
 class TestUpdate:

@@ -2,7 +2,8 @@
 
 Noise per pair: jitter of both sides, spikes (exponential, mean 40 %) on a share of the samples. Noise per session:
 a bias of the whole process (placement of code and data) that no pairing removes. `calm` is a machine to oneself,
-`shared` a small virtual one. Nine pairs and five stored sessions, as the suite makes them at tiny scale.
+`shared` a small virtual one. Five stored sessions of nine pairs, or of twenty-one where nine leave the ratio unknown
+by more than a per cent, as the suite makes them at tiny scale.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pytest_inferencepio import baselines
 from pytest_inferencepio.baselines import Baselines
 from pytest_inferencepio.comparison import compare
 from pytest_inferencepio.gate_run import Selection, compare_run
+from pytest_inferencepio.measure.timing import Paired, precise
 from pytest_inferencepio.record import Metric, Record, metric
 from pytest_inferencepio.verdict import Status
 
-PAIRS = 9
+PAIRS, MORE_PAIRS, MOST_PAIRS = 9, 6, 21
 SESSIONS = 5
 RATIOS = ("speedup", "prefill_speedup", "decode_speedup")
 
@@ -50,10 +52,15 @@ class Machine:
 
     def speedup(self, true: float, slowdown: float = 0.0) -> list[float]:
         """Paired ratios of one session when the optimized side is `slowdown` slower than it was."""
-        bias = self.draw.gauss(0, self.noise.session)
-        return [
-            true * math.exp(bias + self._sample() - self._sample()) / (1 + slowdown) for _ in range(PAIRS)
-        ]
+        middle = true * math.exp(self.draw.gauss(0, self.noise.session)) / (1 + slowdown)
+
+        def pairs(count: int) -> list[float]:
+            return [middle * math.exp(self._sample() - self._sample()) for _ in range(count)]
+
+        ratios = pairs(PAIRS)
+        while len(ratios) < MOST_PAIRS and not precise(Paired([], [], ratios, [1.0] * len(ratios))):
+            ratios += pairs(MORE_PAIRS)
+        return ratios
 
     def _sample(self) -> float:
         spike = self.draw.expovariate(1 / 0.4) if self.draw.random() < self.noise.spikes else 0.0
@@ -134,8 +141,8 @@ class TestRates:
     def test_a_shared_machine(self, tmp_path: Path) -> None:
         rates = dict(self.rates(tmp_path, SHARED))
         assert rates[0.0] <= 0.001
-        assert rates[0.10] >= 0.50
-        assert rates[0.20] >= 0.93
+        assert rates[0.10] >= 0.75
+        assert rates[0.20] >= 0.98
 
 
 @pytest.mark.parametrize("noise", [CALM, SHARED], ids=["calm", "shared"])

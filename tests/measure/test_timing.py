@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_inferencepio.measure.timing import Interleaver, interleave, quiet_rounds, timed
+from pytest_inferencepio.measure import timing
+from pytest_inferencepio.measure.timing import Interleaver, Paired, interleave, precise, quiet_rounds, timed
 
 
 class Sides:
@@ -107,6 +108,40 @@ def test_pytest_benchmark_stores_the_real_samples_of_the_after_side(sides: Sides
     # Its clock runs around ours, round by round.
     assert all(outer >= inner for outer, inner in zip(stored, paired.after_seconds, strict=True))
     assert sides.log in ("BAABBAABBAABBA", "ABBAABBAABBAAB")
+
+
+def test_pairs_are_added_while_the_ratio_is_not_precise(
+    sides: Sides, benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def after_two_looks(paired: Paired[int]) -> bool:
+        looks.append(len(paired))
+        return len(looks) > 2
+
+    monkeypatch.setattr(timing, "precise", after_two_looks)
+    paired = Interleaver(sides.before, sides.after, warmup=1).benchmark(benchmark, pairs=5, most_pairs=30)
+    assert looks == [5, 11, 17]
+    assert len(paired.before) == len(paired.after) == len(benchmark.stats.stats.data) == 17
+    assert benchmark.stats.stats.rounds == 17  # what pytest-benchmark stores and prints
+    assert sides.log[2:] in (
+        ("ABBA" * 9)[:34],
+        ("BAAB" * 9)[:34],
+    )  # after the warm-up's pair, in unbroken order
+
+
+def test_no_more_pairs_than_the_most(sides: Sides, benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "precise", lambda _: False)
+    paired = Interleaver(sides.before, sides.after).benchmark(benchmark, pairs=5, most_pairs=8)
+    assert len(paired) == 8
+
+
+def test_precise_looks_at_the_interval_and_not_at_the_value() -> None:
+    steady = Paired([1] * 9, [1] * 9, [1.0] * 9, [2.0 + 0.001 * n for n in range(9)])
+    noisy = Paired([1] * 9, [1] * 9, [1.0] * 9, [2.0 + 0.1 * n for n in range(9)])
+    assert precise(steady)
+    assert not precise(noisy)
+    assert precise(Paired([], [1], [], [1.0]))  # without a reference there is no ratio
 
 
 def test_a_disabled_pytest_benchmark_still_runs_one_pair(sides: Sides, benchmark: Any) -> None:
