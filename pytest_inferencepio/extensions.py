@@ -34,7 +34,7 @@ class Extensions:
                     raise pytest.UsageError(f"pytest_pio_workloads: {unknown('field', name, known)}")
             found |= answer or {}
         try:
-            dataclasses.replace(budget_for(scale), **found)
+            budget_for(scale).changed(found)
         except (TypeError, ValueError) as error:
             raise pytest.UsageError(f"pytest_pio_workloads: {error}") from error
         return found

@@ -68,7 +68,7 @@ class Run:
         """How much is measured per cell at `scale`, with what `pytest_pio_workloads` changes of it."""
         from pytest_inferencepio.measure.budget import budget_for
 
-        return dataclasses.replace(budget_for(scale), **self.workloads.get(scale, {}))
+        return budget_for(scale).changed(self.workloads.get(scale, {}))
 
     def judge(self, record: Record, budget: Mapping[str, float]) -> Verdict:
         """The verdict about `record` against its baseline and the technique's accuracy budget.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from pytest_inferencepio.errors import UnknownName
 
@@ -61,6 +63,11 @@ class Budget:
             if count < least:
                 what = f"{least}, one window" if name == "heldout_tokens" else str(least)
                 raise ValueError(f"{name} must be at least {what}, got {count}")
+
+    def changed(self, counts: Mapping[str, Any]) -> Budget:
+        """With `counts` by field name; whoever names `pairs` gets so many, unless `most_pairs` is named too."""
+        exact = {"most_pairs": counts["pairs"]} if "pairs" in counts else {}
+        return dataclasses.replace(self, **{**exact, **counts})
 
     def scaled(self, seconds: float) -> Budget:
         """The same plan for another number of seconds per category: more or fewer repetitions.

@@ -52,3 +52,10 @@ def test_wrong_plans_are_named() -> None:
 def test_counts_that_measure_nothing_are_named(counts: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(budget_for("tiny"), **counts)  # type: ignore[arg-type]
+
+
+def test_named_pairs_are_exact_unless_more_are_named_too() -> None:
+    preset = budget_for("tiny")
+    assert preset.changed({"pairs": 30}).most_pairs == 30
+    assert preset.changed({"pairs": 5, "most_pairs": 8}).most_pairs == 8
+    assert preset.changed({"new_tokens": 4}).most_pairs == preset.most_pairs
