@@ -133,8 +133,9 @@ class Measurement:
         """A prompt [1, n] of `tokens` text tokens, behind a drawing for a model that takes images."""
         from pytest_inferencepio import workloads
 
-        make = workloads.image_prompt if self.row.model.entry.multimodal else workloads.prompt
-        return make(self.after, tokens, self.seed)
+        if self.row.model.entry.multimodal:
+            return workloads.image_prompt(self.after, tokens, self.seed, self.budget.image_size)
+        return workloads.prompt(self.after, tokens, self.seed)
 
     def interleave(
         self,
@@ -182,7 +183,7 @@ class Measurement:
         return paired
 
     def generation_workload(self) -> dict[str, Any]:
-        """What `generations` asks of the model."""
+        """What `generations` asks of the model; the tokens of an image are among the prompt's."""
         length = self.inputs(self.budget.prompt_tokens)["input_ids"].shape[1]
         return {"prompt_tokens": length, "new_tokens": self.budget.new_tokens, "batch": 1}
 

@@ -16,6 +16,7 @@ _LEAST = {
     **dict.fromkeys(("generation_tokens", "task_examples", "processes"), 1),
     **dict.fromkeys(("new_tokens", "request_new_tokens", "window", "decoded_tokens"), 2),
     "prompt_tokens": 4,
+    "image_size": 32,  # one merged patch of the largest published patch size
 }
 
 
@@ -23,9 +24,10 @@ _LEAST = {
 class Budget:
     """Counts for one cell of the matrix. `seconds` is what a category is meant to take, not a limit.
 
-    `pairs` is the number of before/after pairs, `most_pairs` where noise asks for more. `load` is the arrival rate of requests, `objective_*` the
-    latency objective of goodput, all as multiples of what the unoptimized model does with one request alone,
-    so that they mean the same on every machine.
+    `image_size` is the side in pixels of the drawing that a model which takes images sees before its text. `pairs` is
+    the number of before/after pairs, `most_pairs` where noise asks for more. `load` is the arrival rate of requests,
+    `objective_*` the latency objective of goodput, all as multiples of what the unoptimized model does with one
+    request alone, so that they mean the same on every machine.
 
     Raises:
         TypeError, ValueError: what is no number, or a count with which nothing would be measured, by its field's name.
@@ -36,6 +38,7 @@ class Budget:
     pairs: int
     most_pairs: int
     prompt_tokens: int
+    image_size: int
     new_tokens: int
     batch_sizes: tuple[int, ...]
     batch_pairs: int
@@ -102,6 +105,7 @@ PRESETS: dict[str, Budget] = {
         pairs=9,
         most_pairs=21,
         prompt_tokens=128,
+        image_size=128,
         new_tokens=12,
         batch_sizes=(1, 4),
         batch_pairs=3,
@@ -127,6 +131,7 @@ PRESETS: dict[str, Budget] = {
         pairs=5,
         most_pairs=5,
         prompt_tokens=128,
+        image_size=448,
         new_tokens=16,
         batch_sizes=(1, 4),
         batch_pairs=1,

@@ -112,7 +112,7 @@ def answers(runner: Runner, budget: Budget, seed: int = 0) -> Answers:
     ]
     decoded: list[Mapping[str, Any]] = [{"input_ids": first, "attention_mask": torch.ones_like(first)}]
     if getattr(runner.processor, "image_processor", None) is not None:
-        prompts.append(workloads.image_prompt(runner, budget.prompt_tokens // 4, seed))
+        prompts.append(workloads.image_prompt(runner, budget.prompt_tokens // 4, seed, budget.image_size))
         decoded.append(prompts[-1])
     pieces = continuation.tensor_split(len(decoded))
     return Answers(

@@ -48,7 +48,7 @@ def generation(
     dtype: str = "bfloat16",
     checkpoint: str | None = None,
     seed: int = 0,
-    image: bool = False,
+    image_size: int = 0,
     foreign: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """Load one model, optimize it, answer one prompt; resident bytes loaded and at the end.
@@ -68,14 +68,15 @@ def generation(
     )
     apply_all(loaded.runner, parts)
     after_loading = resident_bytes()
-    inputs = _inputs(loaded.runner, prompt_tokens, seed, image)
+    inputs = _inputs(loaded.runner, prompt_tokens, seed, image_size)
     loaded.runner.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
     return {"loaded": after_loading, "resident": resident_bytes(), "allocator_peak": _allocator_peak(device)}
 
 
-def _inputs(runner: Runner, prompt_tokens: int, seed: int, image: bool) -> dict[str, Any]:
-    make = workloads.image_prompt if image else workloads.prompt
-    return make(runner, prompt_tokens, seed)
+def _inputs(runner: Runner, prompt_tokens: int, seed: int, image_size: int) -> dict[str, Any]:
+    if image_size:
+        return workloads.image_prompt(runner, prompt_tokens, seed, image_size)
+    return workloads.prompt(runner, prompt_tokens, seed)
 
 
 def _allocator_peak(device: str) -> int | None:

@@ -45,7 +45,7 @@ def memory_metrics(measure: Measurement) -> dict[str, Metric]:
         "dtype": measure.dtype,
         "checkpoint": measure.checkpoint,
         "seed": measure.seed,
-        "image": row.model.entry.multimodal,
+        "image_size": budget.image_size if row.model.entry.multimodal else 0,
         "foreign": foreign,
     }
     if reason := measure.no_room(optimized=True):
