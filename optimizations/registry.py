@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
-import importlib.metadata
-import inspect
-import pkgutil
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optimizations.contract import Optimization
+from optimizations.discovery import classes_in, installed
 from optimizations.errors import IncompatibleOptimizations, InvalidSpec, UnknownOptimization
 
 ENTRY_POINT_GROUP = "pytest_inferencepio.optimizations"
@@ -141,19 +138,8 @@ def _discover() -> None:
     if _discovered:
         return
     for package in PACKAGES:
-        root = importlib.import_module(f"optimizations.{package}")
-        for info in pkgutil.iter_modules(root.__path__, f"optimizations.{package}."):
-            _register_from(importlib.import_module(info.name))
+        for technique in classes_in(f"optimizations.{package}", Optimization):
+            register(technique)
     _discovered = True
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        register(entry.load())
-
-
-def _register_from(module: Any) -> None:
-    for _, member in inspect.getmembers(module, inspect.isclass):
-        if (
-            issubclass(member, Optimization)
-            and member.__module__ == module.__name__
-            and not inspect.isabstract(member)
-        ):
-            register(member)
+    for technique in installed(ENTRY_POINT_GROUP):
+        register(technique)

@@ -7,19 +7,15 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
+from optimizations.cache.growing_layer import ROOM, GrowingLayer, blocks
 from optimizations.native import attention
 from optimizations.native.attention import BLOCK, Store, attend, new_store
 from optimizations.native.attention_reference import dequantize
 
-# New layers get room for this many tokens beyond the prompt, full ones grow by a quarter: a token is copied four times
-# at most in its life, and at most a quarter of the memory is unused.
-ROOM = 64
-GROWTH = 1.25
 
-
-class Int8Layer(CacheLayerMixin):
+class Int8Layer(GrowingLayer):
     """Append-only int8 keys and values of one decoder layer; or latents and rotary keys of multi-head latent attention.
 
     `update` quantizes what is new and returns the layer itself in place of keys and values: the attention function
@@ -30,17 +26,11 @@ class Int8Layer(CacheLayerMixin):
         latent: the second tensor is the rotary part of the keys, and the first serves as values too.
     """
 
-    is_sliding = False
-    is_croppable = True
-    is_compileable = False
-
     def __init__(self, key_channel: Tensor | None = None, latent: bool = False) -> None:
         super().__init__()
         self.key_channel = key_channel
         self.latent = latent
         self.stores: list[Store] = []
-        self.length = 0
-        self.version = 0  # counts changes of the memory's place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Makes room for what comes and `ROOM` tokens more; shapes [batch, heads, tokens, d]."""
@@ -53,7 +43,7 @@ class Int8Layer(CacheLayerMixin):
         self.dtype, self.device = dtype, torch.device("cpu")
         channels = (self.key_channel, None)
         self.stores = [
-            new_store(batch, heads, _blocks(tokens + ROOM), width, channel)
+            new_store(batch, heads, blocks(tokens + ROOM), width, channel)
             for width, channel in zip(widths, channels, strict=True)
         ]
         self.version += 1
@@ -93,7 +83,7 @@ class Int8Layer(CacheLayerMixin):
         return self.stores[0].scales.shape[0] if self.stores else 0
 
     def _grow(self, needed: int) -> None:
-        capacity = _blocks(max(needed, int(self.capacity * GROWTH)))
+        capacity = self.grown(needed)
         used = -(-self.length // BLOCK)
         self.version += 1
         for index, old in enumerate(self.stores):
@@ -122,30 +112,8 @@ class Int8Layer(CacheLayerMixin):
         keys, values = (dequantize(store, self.length, torch.float32).to(dtype) for store in self.stores)
         return keys, values
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def reset(self) -> None:
-        """Forgets everything and gives the memory back."""
+    def forget(self) -> None:
         self.stores = []
-        self.length = 0
-        self.version += 1
-        self.is_initialized = False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Drops the last `-tokens_to_remove` tokens; the memory stays for the next ones."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"crop takes minus the number of tokens to drop, got {tokens_to_remove}")
-        self.length = max(0, self.length + tokens_to_remove)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Row i of the batch becomes row indices[i]; the batch may grow or shrink."""
@@ -153,12 +121,6 @@ class Int8Layer(CacheLayerMixin):
         self.stores = [
             Store(store.codes[indices], store.scales[indices], store.channel) for store in self.stores
         ]
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row of the batch `repeats` times."""
-        if self.stores:
-            rows = torch.arange(self.stores[0].scales.shape[0]).repeat_interleave(repeats)
-            self.batch_select_indices(rows)
 
     def offload(self) -> NoReturn:
         raise NotImplementedError("kv_int8 lies in host memory already; use a cache without offloading")
@@ -180,8 +142,3 @@ class Int8Cache(Cache):
 
     def __iter__(self) -> NoReturn:
         raise TypeError("an int8 cache holds codes, not key and value tensors; see Int8Layer.dequantized")
-
-
-def _blocks(tokens: int) -> int:
-    """The next multiple of the block of tokens."""
-    return -(-tokens // BLOCK) * BLOCK

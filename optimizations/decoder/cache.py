@@ -7,37 +7,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
+from optimizations.cache.growing_layer import ROOM, GrowingLayer, blocks
 from optimizations.cache.int8_layer import Int8Cache, Int8Layer
 from optimizations.decoder.plan import Plan
 from optimizations.native.loader import native
 
-# A new cache gets room for this many tokens beyond what comes first, a full one grows by a quarter: a token is copied
-# four times at most in its life, and at most a fifth of the memory is unused.
-ROOM = 64
-GROWTH = 1.25
-BLOCK = 16  # capacities are multiples of it, as the int8 cache wants
 
-
-class NativeLayer(CacheLayerMixin):
+class NativeLayer(GrowingLayer):
     """Keys [batch, heads, capacity, d] and values likewise of one layer; or latents and rotary keys.
 
     The native decoder reads and writes the memory itself. `update` does what transformers' own layers do, so that a
     pass which has to take transformers' path (attention maps, hidden states) goes on with the same cache.
     """
 
-    is_sliding = False
-    is_croppable = True
-    is_compileable = False
     keys: Any
     values: Any
 
     def __init__(self, room: int = ROOM) -> None:
         super().__init__()
         self.room = room  # tokens beyond the first ones that a new layer is made for
-        self.length = 0
-        self.version = 0  # counts changes of the memory's place
 
     @property
     def capacity(self) -> int:
@@ -56,7 +46,7 @@ class NativeLayer(CacheLayerMixin):
 
     def _allocate(self, batch: int, heads: int, tokens: int, widths: tuple[int, int], like: Tensor) -> None:
         self.dtype, self.device = like.dtype, like.device
-        capacity = _blocks(tokens + self.room)
+        capacity = blocks(tokens + self.room)
         self.keys, self.values = (like.new_empty((batch, heads, capacity, width)) for width in widths)
         self.version += 1
         self.is_initialized = True
@@ -68,13 +58,13 @@ class NativeLayer(CacheLayerMixin):
         if not self.is_initialized:
             self._allocate(batch, heads, tokens, widths, torch.empty(0, dtype=dtype))
         elif self.length + tokens > self.capacity:
-            self._move(self.batch, max(self.length + tokens, int(self.capacity * GROWTH)))
+            self._move(self.batch, self.grown(self.length + tokens))
 
-    def _move(self, batch: int, tokens: int, rows: Tensor | None = None) -> None:
-        """New memory for `batch` rows and `tokens` tokens; row i was row rows[i], or i."""
+    def _move(self, batch: int, capacity: int, rows: Tensor | None = None) -> None:
+        """New memory for `batch` rows and `capacity` tokens; row i was row rows[i], or i."""
         for name in ("keys", "values"):
             old = getattr(self, name)
-            fresh = old.new_empty((batch, old.shape[1], _blocks(tokens), old.shape[3]))
+            fresh = old.new_empty((batch, old.shape[1], capacity, old.shape[3]))
             filled = old[:, :, : self.length]
             fresh[:, :, : self.length] = filled if rows is None else filled[rows]
             setattr(self, name, fresh)
@@ -89,47 +79,20 @@ class NativeLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         elif self.length + count > self.capacity or self.keys.is_inference():
             # Memory made in inference mode cannot be written outside of it, so it moves.
-            self._move(self.batch, max(self.length + count, int(self.capacity * GROWTH)))
+            self._move(self.batch, self.grown(self.length + count))
         start, self.length = self.length, self.length + count
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def reset(self) -> None:
-        """Forgets everything and gives the memory back."""
+    def forget(self) -> None:
         self.keys = self.values = None
-        self.length = 0
-        self.version += 1
-        self.is_initialized = False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Drops the last `-tokens_to_remove` tokens; the memory stays for the next ones."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"crop takes minus the number of tokens to drop, got {tokens_to_remove}")
-        self.length = max(0, self.length + tokens_to_remove)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Row i of the batch becomes row indices[i]; the batch may grow or shrink. A bool mask keeps what it marks."""
         if self.is_initialized:
             indices = indices.nonzero().reshape(-1) if indices.dtype == torch.bool else indices
             self._move(len(indices), self.capacity, indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row of the batch `repeats` times."""
-        if self.is_initialized:
-            self.batch_select_indices(torch.arange(self.batch).repeat_interleave(repeats))
 
     def offload(self) -> None:
         """Nothing to do: the memory is the host's."""
@@ -144,10 +107,6 @@ class NativeCache(Cache):
 
     def __init__(self, layers: int, room: int = ROOM) -> None:
         super().__init__(layers=[NativeLayer(room) for _ in range(layers)])
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK) * BLOCK
 
 
 class Memory:

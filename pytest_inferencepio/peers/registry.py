@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import inspect
-import pkgutil
 from collections.abc import Sequence
-from typing import Any
 
+from optimizations.discovery import classes_in, installed
 from pytest_inferencepio.naming import pick
 from pytest_inferencepio.peers.contract import Peer
 
@@ -56,20 +52,8 @@ def _discover() -> None:
     global _discovered
     if _discovered:
         return
-    root = importlib.import_module(PACKAGE)
-    for info in pkgutil.iter_modules(root.__path__, f"{PACKAGE}."):
-        if not info.ispkg:
-            _register_from(importlib.import_module(info.name))
+    for peer in classes_in(PACKAGE, Peer):  # type: ignore[type-abstract]
+        register(peer)
     _discovered = True
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        register(entry.load())
-
-
-def _register_from(module: Any) -> None:
-    for _, member in inspect.getmembers(module, inspect.isclass):
-        if (
-            issubclass(member, Peer)
-            and member.__module__ == module.__name__
-            and not inspect.isabstract(member)
-        ):
-            register(member)
+    for peer in installed(ENTRY_POINT_GROUP):
+        register(peer)
