@@ -6,8 +6,9 @@
 
 namespace pio {
 
-constexpr int64_t kTile = 64;  // tokens: 4 KB of probabilities for 8 rows stay in the first-level cache
-constexpr int kRows = 32;      // query rows of a unit
+constexpr int64_t kTile = 64;   // tokens: 4 KB of probabilities for 8 rows stay in the first-level cache
+constexpr int kRows = 32;       // query rows of a unit
+constexpr int kMostRows = 128;  // the same where tiles multiply
 constexpr int kMostSplits = 16;
 constexpr float kHidden = -1e30f;  // score of a token that a row must not see; finite, so that no NaN arises
 
@@ -25,19 +26,21 @@ struct Unit {
 };
 
 struct RowState {
-  float most[kRows], sum[kRows];
+  float most[kMostRows], sum[kMostRows];
 };
 
 struct Plan {
-  int64_t row_blocks, splits, stretch;  // stretch: tokens of history per unit, a multiple of kTile
+  int64_t rows, row_blocks, splits;  // rows: of a unit at most
+  int64_t stretch;                   // tokens of history per unit, a multiple of kTile
 };
 
 // Splits the history only when there are too few units to share out, and never below 256 tokens a piece. Depends on
 // shapes alone, so that the result does too.
 template <class Attention>
-Plan plan(const Attention& a, int64_t batch) {
+Plan plan(const Attention& a, int64_t batch, int64_t rows = kRows) {
   Plan p;
-  p.row_blocks = (a.queries * a.group + kRows - 1) / kRows;
+  p.rows = rows;
+  p.row_blocks = (a.queries * a.group + rows - 1) / rows;
   const int64_t units = batch * a.kv_heads * p.row_blocks;
   const int64_t wanted =
       std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), a.length / 256);
@@ -53,8 +56,8 @@ Unit unit_of(const Attention& a, const Plan& p, int64_t place, int64_t split) {
   const int64_t block = place % p.row_blocks;
   u.kv_head = place / p.row_blocks % a.kv_heads;
   u.batch = place / p.row_blocks / a.kv_heads;
-  u.first_row = block * kRows;
-  u.rows = static_cast<int>(std::min<int64_t>(kRows, a.queries * a.group - u.first_row));
+  u.first_row = block * p.rows;
+  u.rows = static_cast<int>(std::min<int64_t>(p.rows, a.queries * a.group - u.first_row));
   const int64_t last_query = (u.first_row + u.rows - 1) / a.group;
   const int64_t seen = a.causal ? a.length - a.queries + last_query + 1 : a.length;
   u.from = split * p.stretch;

@@ -90,4 +90,7 @@ struct KvScratch {
   float* keys;      // a tile: [kTile / 16 blocks][lane rows][16 tokens], a lane row is one element or one pair of bf16
 };
 
+// One unit in bf16 on AMX: what attend_dense is on the other sets (src/kv_attention_amx.cc).
+void amx_attend_dense(const KvAttention& a, const Unit& u, const KvScratch& s);
+
 }  // namespace pio

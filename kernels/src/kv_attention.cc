@@ -232,11 +232,23 @@ PIO_TABLE(finish_dense)
 
 namespace {
 
-// The calling thread's own memory for one unit: queries, a tile of keys and, where the history is not split, what is
-// gathered.
+// Whether the units are those of kv_attention_amx.cc.
+bool on_tiles(const KvAttention& a) { return a.dtype == Dtype::bf16 && amx_in_use(); }
+
+// Rows of a unit, and of its memory: on AMX those of whole tiles, one or a multiple of two.
+int64_t most_rows(const KvAttention& a) { return on_tiles(a) ? kMostRows : kRows; }
+int64_t rows_of(const KvAttention& a) {
+  const int64_t rows = std::min(most_rows(a), a.queries * a.group);
+  if (!on_tiles(a)) return rows;
+  return rows <= 16 ? 16 : (rows + 31) / 32 * 32;
+}
+
+// The calling thread's own memory for one unit: queries, a tile of keys (on AMX one of values too) and, where the
+// history is not split, what is gathered.
 KvScratch own_memory(const KvAttention& a, int64_t rows, int64_t stride, bool gathers) {
   const int64_t width = a.query_width(), per_float = 4 / static_cast<int64_t>(size_of(a.dtype));
-  const int64_t keys = kTile * width / per_float, queries = rows * width / per_float;
+  const int64_t keys = kTile * (width + (on_tiles(a) ? stride : 0)) / per_float;
+  const int64_t queries = rows * width / per_float;
   float* memory = scratch_floats(1, keys + queries + (gathers ? rows * stride : 0));
   return {nullptr, memory + keys + queries, stride, reinterpret_cast<char*>(memory + keys), memory};
 }
@@ -250,10 +262,11 @@ int threads_of(const KvAttention& a, int64_t batch, int threads) {
 // All splits of one place (batch row, KV head, block of query rows), then its output; or one split alone when the
 // places are too few to share out.
 void run(const KvAttention& a, int64_t batch, int threads) {
-  const Plan p = plan(a, batch);
+  const Plan p = plan(a, batch, most_rows(a));
   const int64_t places = batch * a.kv_heads * p.row_blocks, stride = a.padded(a.value_dim);
-  const int64_t rows = std::min<int64_t>(kRows, a.queries * a.group), room = rows * stride;
+  const int64_t rows = rows_of(a), room = rows * stride;
   const bool alone = p.splits == 1;
+  const auto attend = on_tiles(a) ? amx_attend_dense : PIO_CALL(attend_dense);
   std::vector<RowState> states(static_cast<size_t>(alone ? 0 : places * p.splits));
   float* gathered = alone ? nullptr : scratch_floats(0, places * p.splits * room);
   parallel_for(places * p.splits, 1, threads_of(a, batch, threads), [&](int64_t begin, int64_t end) {
@@ -263,7 +276,7 @@ void run(const KvAttention& a, int64_t batch, int threads) {
       KvScratch s = own_memory(a, rows, stride, alone);
       s.state = alone ? &own_state : &states[static_cast<size_t>(i)];
       if (!alone) s.gathered = gathered + i * room;
-      PIO_CALL(attend_dense)(a, u, s);
+      attend(a, u, s);
       if (alone) PIO_CALL(finish_dense)(a, u, s.state, s.gathered, stride, room, 1);
     }
   });
