@@ -14,12 +14,13 @@ struct Fetcher {
     const char* p;
     int64_t stride, rows, bytes;
   };
-  Run runs[4];
+  Run runs[6];
   int count = 0, now = 0;
   int64_t at = 0, lines = 0;
 
   void start() { count = now = 0, at = lines = 0; }
-  void add(const char* p, int64_t stride, int64_t rows, int64_t bytes) {
+  void add(const void* memory, int64_t stride, int64_t rows, int64_t bytes) {
+    const char* p = static_cast<const char*>(memory);
     if (stride == bytes) bytes *= rows, rows = 1;
     runs[count++] = {p, stride, rows, bytes};
     lines += rows * ((bytes + 63) / 64);
@@ -108,6 +109,15 @@ PIO_INLINE __m128 largest_of_four(const F32 (&x)[4]) {
   const __m512 four = _mm512_max_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
   const __m256 two = _mm256_max_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
   return _mm_max_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
+}
+
+// The sums of the lanes of four vectors.
+PIO_INLINE __m128 total_of_four(const F32 (&x)[4]) {
+  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0].v, x[1].v), _mm512_unpackhi_ps(x[0].v, x[1].v));
+  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2].v, x[3].v), _mm512_unpackhi_ps(x[2].v, x[3].v));
+  const __m512 four = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+  const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
 }
 
 // Softmax of rows [row, row + 4), `row` a multiple of 4: scores become probabilities, maxima and sums are brought up

@@ -107,7 +107,7 @@ struct QueryMemory {
   explicit QueryMemory(const Int8Attention& a) {
     int64_t size = 0;
     for (int i = 0; i < a.parts; ++i) size += 2 * kRows * ((a.key[i].dim + 15) / 16 * 16);
-    bytes.resize(static_cast<size_t>(size));
+    bytes.resize(static_cast<size_t>(size + 64));  // a tile reads 64 at a time, past the end of the last row
     int8_t* next = bytes.data();
     for (int i = 0; i < a.parts; ++i) {
       parts[i].stride = (a.key[i].dim + 15) / 16 * 16;
@@ -117,5 +117,8 @@ struct QueryMemory {
     }
   }
 };
+
+// One unit on AMX, its queries taken: what attend is on the other sets (src/int8_kv_attention_amx.cc).
+void amx_attend_int8(const Int8Attention& a, const Unit& u, const Scratch& s);
 
 }  // namespace pio

@@ -167,14 +167,13 @@ void attend_tile(const Int8Attention& a, const Unit& u, const Scratch& s, int ro
                    s.stride);
 }
 
-// One unit: leaves maxima, sums and unnormalized outputs of its rows in the scratch memory.
+// One unit, its queries taken: leaves maxima, sums and unnormalized outputs of its rows in the scratch memory.
 void attend(const Int8Attention& a, const Unit& u, const Scratch& s) {
   for (int r = 0; r < u.rows; ++r) {
     s.state->most[r] = kHidden;
     s.state->sum[r] = 0;
   }
   std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(u.rows * s.stride));
-  take_queries(a, u, s.query);
   for (int64_t t = u.from; t < u.to; t += kTile) {
     const int blocks = static_cast<int>(((u.to - t < kTile ? u.to - t : kTile) + 15) / 16);
     int row = 0;
@@ -220,6 +219,7 @@ void finish_rows(const Int8Attention& a, const Unit& u, const RowState* states, 
 
 namespace pio {
 
+PIO_TABLE(take_queries)
 PIO_TABLE(attend)
 PIO_TABLE(finish_rows)
 
@@ -235,6 +235,7 @@ void run(const Int8Attention& a, int64_t batch, int threads) {
   std::vector<float> gathered(static_cast<size_t>(p.splits > 1 ? places * p.splits * room : 0));
   const int64_t bytes = a.length * a.kv_heads * batch * (a.key[0].dim + a.value_dim);
   const int used = bytes * std::max<int64_t>(1, a.queries / 16) < kPieceBytes ? 1 : threads;
+  const auto attend = amx_in_use() ? amx_attend_int8 : PIO_CALL(attend);
   parallel_for(places * p.splits, 1, used, [&](int64_t begin, int64_t end) {
     QueryMemory memory(a);
     RowState own_state;
@@ -244,7 +245,8 @@ void run(const Int8Attention& a, int64_t batch, int threads) {
       const bool alone = p.splits == 1;
       const Scratch s{memory.parts, alone ? &own_state : &states[static_cast<size_t>(i)],
                       alone ? own.data() : gathered.data() + i * room, stride};
-      PIO_CALL(attend)(a, u, s);
+      PIO_CALL(take_queries)(a, u, s.query);
+      attend(a, u, s);
       if (alone) PIO_CALL(finish_rows)(a, u, &own_state, own.data(), stride, 1);
     }
   });
