@@ -50,9 +50,9 @@ bool has_avx512() {
 bool has_amx() {
   const uint64_t tiles = 0x60000;  // tile configuration and tile data
   const Cpuid seven(7, 0);
-  if (!has_avx512() || (saved_state() & tiles) != tiles || !bit(seven.edx, 22) || !bit(seven.edx, 24) ||
-      !bit(seven.edx, 25))
-    return false;  // AMX-BF16, AMX-TILE, AMX-INT8
+  if (!has_avx512() || (saved_state() & tiles) != tiles || !bit(seven.edx, 22) || !bit(seven.edx, 23) ||
+      !bit(seven.edx, 24) || !bit(seven.edx, 25))
+    return false;  // AMX-BF16, AVX512-FP16 (every processor with AMX has it), AMX-TILE, AMX-INT8
 #if defined(__linux__)
   // Tile data is 8 KB more to save per thread, so the kernel wants to be asked (ARCH_REQ_XCOMP_PERM,
   // XFEATURE_XTILEDATA); it says no where a thread's signal stack is too small for them.

@@ -30,6 +30,7 @@ void store_rows(const float* y, int count, const void* bias, void* out, Dtype dt
 #include "quant.h"
 
 #include "foreach_isa.h"
+#include "wide_linear.h"
 
 namespace pio {
 
@@ -118,6 +119,11 @@ void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, 
   if (m == 0) return;
   require_address(x, size_of(type), "linear", "x");
   const int used = threads_for(bytes, bytes * 8 / bits * m, threads);
+  if (wide_in_use(type, m)) {
+    std::vector<WideTarget> wide;
+    for (const Target& target : all) wide.push_back({target.weight, target.bias, target.out});
+    return wide_linear(reinterpret_cast<const uint16_t*>(x), m, cols, wide, std::max(1, used));
+  }
   const Activations a = scratch_activations(0, m, cols, group);
   quantize_rows(reinterpret_cast<const void*>(x), type, cols, 0, m, a, used);
   multiply_all(all, tasks, a, m, type, used);
