@@ -43,8 +43,8 @@ struct Activations {
 
 // Activations in memory of the calling thread, valid until its next call with the same slot (0 or 1).
 Activations scratch_activations(int slot, int64_t rows, int64_t cols, int group);
-// float32 memory of the calling thread, 64-byte aligned, valid until its next call with the same slot (0, 1 or 2).
-// Kernels keep 1 for what each thread needs by itself, as the caller is one of the threads.
+// float32 memory of the calling thread, 64-byte aligned, valid until its next call with the same slot (0 to 5).
+// Kernels keep 1, 4 and 5 for what each thread needs by itself, as the caller is one of the threads.
 float* scratch_floats(int slot, int64_t count);
 
 // Quantizes rows [begin, end) of x [rows, cols] (element type `dtype`, dense) into `out`. Round to nearest of

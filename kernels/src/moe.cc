@@ -35,6 +35,7 @@ void store_sums(const float* sum, int64_t sum_stride, int64_t count, void* out, 
 
 #include "foreach_isa.h"
 #include "routing.h"
+#include "wide_moe.h"
 
 namespace pio {
 
@@ -46,6 +47,10 @@ void add_weighted(const float* y, int count, const int64_t* tokens, const float*
   PIO_CALL(add_weighted)(y, count, tokens, weights, sum, stride);
 }
 
+void swiglu_rows(const float* gate, const float* up, int count, float* out, int64_t stride) {
+  PIO_CALL(swiglu_rows)(gate, up, count, out, stride);
+}
+
 void store_sums(const float* sum, int64_t sum_stride, int64_t count, void* out, Dtype dtype, int64_t first,
                 int64_t stride, int n) {
   PIO_CALL(store_sums)(sum, sum_stride, count, out, dtype, first, stride, n);
@@ -53,22 +58,10 @@ void store_sums(const float* sum, int64_t sum_stride, int64_t count, void* out, 
 
 namespace {
 
-// Packed experts lie one after the other; an expert is `panels` panels.
-Packed expert_of(const Packed& all, int64_t expert, int64_t panels) {
-  Packed one = all;
-  one.data += expert * panels * all.panel_bytes();
-  one.scales += expert * panels * all.groups() * kLanes;
-  one.rows = panels * kLanes;
-  return one;
-}
-
-struct Layer {
-  Packed gate_up, down;  // gate_up: panels of gate, then as many of up, of every expert
-  int64_t gate_panels, down_panels;
-};
+constexpr int64_t kWideUnits = 8;  // pairs of panels of a task where experts are wide: all rows pass once per task
 
 // hidden[pair][16 panel ..] of the pairs of one expert, for one panel of gate and its panel of up.
-void gate_and_up(const Layer& layer, const Tile& tile, const Routing& routing, size_t active, int64_t panel,
+void gate_and_up(const PackedLayer& layer, const Tile& tile, const Routing& routing, size_t active, int64_t panel,
                  const Activations& x, float* hidden, int64_t stride) {
   alignas(64) float y[2 * kMaxTileRows * kLanes];
   const Packed w = expert_of(layer.gate_up, routing.experts[active], 2 * layer.gate_panels);
@@ -82,22 +75,31 @@ void gate_and_up(const Layer& layer, const Tile& tile, const Routing& routing, s
   }
 }
 
-// All experts' contributions to `n_panels` panels of the output, added up in float32.
-void down_and_add(const Layer& layer, const Tile& tile, const Routing& routing, int64_t panel, int n_panels,
-                  const Activations& hidden, float* sum, int64_t stride) {
+// One expert's contributions to `n_panels` panels of the output, added up in float32.
+void down_and_add(const PackedLayer& layer, const Tile& tile, const Routing& routing, size_t active, int64_t panel,
+                  int n_panels, const Activations& hidden, float* sum, int64_t stride) {
   alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
   int64_t panels[kMaxTilePanels], rows[kMaxTileRows];
   for (int p = 0; p < n_panels; ++p) panels[p] = panel + p;
-  for (size_t active = 0; active < routing.experts.size(); ++active) {
-    const Packed w = expert_of(layer.down, routing.experts[active], layer.down_panels);
-    for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
-      const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
-      for (int t = 0; t < count; ++t) rows[t] = s + t;
-      tile.multiply(w, panels, n_panels, hidden, rows, count, y);
-      for (int p = 0; p < n_panels; ++p)
-        PIO_CALL(add_weighted)(y + p * count * kLanes, count, routing.token.data() + s, routing.weight.data() + s,
-                               sum + p * kLanes, stride);
-    }
+  const Packed w = expert_of(layer.down, routing.experts[active], layer.down_panels);
+  for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
+    const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
+    for (int t = 0; t < count; ++t) rows[t] = s + t;
+    tile.multiply(w, panels, n_panels, hidden, rows, count, y);
+    for (int p = 0; p < n_panels; ++p)
+      PIO_CALL(add_weighted)(y + p * count * kLanes, count, routing.token.data() + s, routing.weight.data() + s,
+                             sum + p * kLanes, stride);
+  }
+}
+
+// The rows of experts that are not wide, neighbours together.
+void quantize_narrow(const Routing& routing, const WideExperts& wide, const float* middle, int64_t width,
+                     const Activations& out, int threads) {
+  for (size_t e = 0; e < routing.experts.size();) {
+    size_t end = e;
+    while (end < routing.experts.size() && !wide.is_wide(end)) ++end;
+    if (end > e) quantize_rows(middle, Dtype::f32, width, routing.first[e], routing.first[end], out, threads);
+    e = end + 1;
   }
 }
 
@@ -112,7 +114,7 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
   const Dtype type = require_dtype(dtype, "moe");
   require(tokens >= 0 && k > 0 && n_experts > 0, "moe: tokens must not be negative, k and n_experts must be positive");
   const int64_t gate_panels = ceil_div(inner, kLanes), down_panels = ceil_div(hidden, kLanes);
-  const Layer layer = {
+  const PackedLayer layer = {
       checked_packed("moe: gate_up", gate_up_data, gate_up_scales, 2 * gate_panels * kLanes, hidden, bits, group),
       checked_packed("moe: down", down_data, down_scales, hidden, inner, bits, group), gate_panels, down_panels};
   if (tokens == 0) return;
@@ -127,34 +129,50 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
   const int64_t expert_bytes = 2 * gate_panels * layer.gate_up.panel_bytes() + down_panels * layer.down.panel_bytes();
   const int used = threads_for(active * expert_bytes, expert_bytes * 8 / bits * tokens * k, threads);
 
-  const Activations in = scratch_activations(0, tokens, hidden, group);
-  quantize_rows(reinterpret_cast<const void*>(x), type, hidden, 0, tokens, in, used);
+  const WideExperts wide(layer, routing, type, tokens, std::max(1, used));
+  std::vector<size_t> narrow;
+  for (size_t e = 0; e < routing.experts.size(); ++e)
+    if (!wide.is_wide(e)) narrow.push_back(e);
+  const Activations in = scratch_activations(0, narrow.empty() ? 0 : tokens, hidden, group);
+  if (!narrow.empty()) quantize_rows(reinterpret_cast<const void*>(x), type, hidden, 0, tokens, in, used);
 
   const int64_t width = gate_panels * kLanes;
-  float* middle = scratch_floats(0, routing.pairs() * width);
-  parallel_for(active * gate_panels, tokens > 8 ? 1 : 2, used, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      gate_and_up(layer, tile, routing, static_cast<size_t>(i / gate_panels), i % gate_panels, in, middle, width);
+  float* middle = scratch_floats(0, narrow.empty() ? 0 : routing.pairs() * width);
+  const int64_t pieces = wide.pieces() + static_cast<int64_t>(narrow.size()) * gate_panels;
+  parallel_for(pieces, tokens > 8 ? 1 : 2, used, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i < wide.pieces()) {
+        wide.gate_and_up(i, reinterpret_cast<const uint16_t*>(x));
+        continue;
+      }
+      const int64_t j = i - wide.pieces();
+      gate_and_up(layer, tile, routing, narrow[static_cast<size_t>(j / gate_panels)], j % gate_panels, in, middle,
+                  width);
+    }
   });
 
   // The padding of `inner` to 16 is silu(0) * 0 = 0, so it may be quantized along with the rest; the weights there are
   // 0 too.
-  const Activations act = scratch_activations(1, routing.pairs(), width, group);
-  quantize_rows(middle, Dtype::f32, width, 0, routing.pairs(), act, used);
+  const Activations act = scratch_activations(1, narrow.empty() ? 0 : routing.pairs(), width, group);
+  quantize_narrow(routing, wide, middle, width, act, used);
 
-  parallel_for(ceil_div(down_panels, tile.panels), 1, used, [&](int64_t begin, int64_t end) {
-    const int64_t stride = tile.panels * kLanes;
+  const int64_t each = tile.panels * (wide.any() ? kWideUnits : 1), stride = each * kLanes;
+  parallel_for(ceil_div(down_panels, each), 1, used, [&](int64_t begin, int64_t end) {
     float* sum = scratch_floats(1, tokens * stride);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t panel = i * tile.panels;
-      const int n = static_cast<int>(std::min<int64_t>(tile.panels, down_panels - panel));
+    for (int64_t first = begin * each; first < std::min(end * each, down_panels); first += each) {
+      const int64_t last = std::min(first + each, down_panels);
       std::memset(sum, 0, static_cast<size_t>(tokens * stride) * sizeof(float));
-      down_and_add(layer, tile, routing, panel, n, act, sum, stride);
-      for (int p = 0; p < n; ++p) {
-        const int64_t from = (panel + p) * kLanes;
-        PIO_CALL(store_sums)(sum + p * kLanes, stride, tokens, reinterpret_cast<void*>(out), type, from, hidden,
-                             static_cast<int>(std::min<int64_t>(kLanes, hidden - from)));
-      }
+      for (size_t e = 0; e < routing.experts.size(); ++e)
+        for (int64_t panel = first; panel < last; panel += tile.panels) {
+          const int n = static_cast<int>(std::min<int64_t>(tile.panels, last - panel));
+          float* own = sum + (panel - first) * kLanes;
+          wide.is_wide(e) ? wide.down_and_add(e, panel, n, own, stride)
+                          : down_and_add(layer, tile, routing, e, panel, n, act, own, stride);
+        }
+      for (int64_t panel = first; panel < last; ++panel)
+        PIO_CALL(store_sums)(sum + (panel - first) * kLanes, stride, tokens, reinterpret_cast<void*>(out), type,
+                             panel * kLanes, hidden,
+                             static_cast<int>(std::min<int64_t>(kLanes, hidden - panel * kLanes)));
     }
   });
 }

@@ -85,7 +85,7 @@ Activations scratch_activations(int slot, int64_t rows, int64_t cols, int group)
 }
 
 float* scratch_floats(int slot, int64_t count) {
-  thread_local Scratch scratch[3];
+  thread_local Scratch scratch[6];
   return static_cast<float*>(scratch[slot].at_least(static_cast<size_t>(count) * sizeof(float)));
 }
 

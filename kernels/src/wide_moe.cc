@@ -1,0 +1,94 @@
+// Experts with many rows, over wide.h: gate and up with SwiGLU into tiles of bf16, which down multiplies as they are.
+#include "wide_moe.h"
+
+#include <algorithm>
+
+namespace pio {
+namespace {
+
+// From how many rows of its own an expert is unpacked: see "Many rows" in kernels/README.md.
+constexpr int64_t kWideExpertRows = 32;
+constexpr int64_t kMostTiles = 32;  // of 16 rows in a piece: their 512 columns stay in the second-level cache
+
+constexpr int kTileSums = kWideTile * kLanes;
+
+}  // namespace
+
+WideExperts::WideExperts(const PackedLayer& layer, const Routing& routing, Dtype dtype, int64_t tokens, int threads)
+    : layer_(layer), routing_(routing) {
+  if (!wide_in_use(dtype, tokens)) return;
+  const size_t active = routing.experts.size();
+  int64_t chunks = wide_chunks(layer.down), bytes = 0, most = 0;
+  for (size_t e = 0; e < active; ++e) {
+    const int64_t rows = routing.first[e + 1] - routing.first[e];
+    middle_.push_back({nullptr, rows < kWideExpertRows ? 0 : ceil_div(rows, kWideTile), chunks});
+    bytes += middle_.back().bytes();
+    most += middle_.back().tiles > 0;
+  }
+  char* memory = reinterpret_cast<char*>(scratch_floats(3, bytes / 4));
+  // A piece gathers its rows of x: all panels of an expert share that, unless there would be too few pieces.
+  const int64_t each = most >= 8 * threads ? layer.gate_panels : std::max<int64_t>(1, ceil_div(layer.gate_panels, 8));
+  for (size_t e = 0; e < active; ++e) {
+    middle_[e].data = memory;
+    memory += middle_[e].bytes();
+    for (int64_t tile = 0; tile < middle_[e].tiles; tile += kMostTiles)
+      for (int64_t panel = 0; panel < layer.gate_panels; panel += each)
+        pieces_.push_back(
+            {e, tile, std::min(kMostTiles, middle_[e].tiles - tile), panel, std::min(each, layer.gate_panels - panel)});
+  }
+}
+
+void WideExperts::gate_and_up(int64_t index, const uint16_t* x) const {
+  const Piece& piece = pieces_[static_cast<size_t>(index)];
+  const WideRows& middle = middle_[piece.active];
+  const Packed w = expert_of(layer_.gate_up, routing_.experts[piece.active], 2 * layer_.gate_panels);
+  const int64_t from = routing_.first[piece.active] + piece.tile * kWideTile, end = routing_.first[piece.active + 1];
+  const auto count_of = [&](int64_t i) {
+    return static_cast<int>(std::min<int64_t>(kWideTile, end - from - i * kWideTile));
+  };
+  WideRows in{nullptr, piece.tiles, wide_chunks(w)};
+  in.data = reinterpret_cast<char*>(scratch_floats(4, in.bytes() / 4));
+  for (int64_t i = 0; i < piece.tiles; ++i) {
+    const uint16_t* rows[kWideTile];
+    for (int t = 0; t < count_of(i); ++t)
+      rows[t] = x + routing_.token[static_cast<size_t>(from + i * kWideTile + t)] * w.cols;
+    pack_wide(rows, count_of(i), w.cols, in, i);
+  }
+  float* sums = scratch_floats(5, piece.tiles * 2 * kTileSums);
+  alignas(64) float y[kTileSums] = {};
+  for (int64_t panel = piece.panel; panel < piece.panel + piece.panels; ++panel) {
+    const int64_t both[2] = {panel, panel + layer_.gate_panels};
+    for (int64_t block = 0; block < in.blocks(); ++block)
+      multiply_wide(w, both, 2, block, in, 0, in.tiles, nullptr, sums);
+    for (int64_t i = 0; i < piece.tiles; ++i) {
+      const float* gate = sums + i * 2 * kTileSums;
+      swiglu_rows(gate, gate + kTileSums, count_of(i), y, kLanes);
+      pack_wide_sums(y, count_of(i), panel, middle, piece.tile + i);
+    }
+  }
+  if (piece.panel + piece.panels < layer_.gate_panels) return;
+  // What pads the columns to a group: its weights are zero, so it must be finite.
+  for (int64_t panel = layer_.gate_panels; panel < 2 * middle.chunks; ++panel)
+    for (int64_t i = 0; i < piece.tiles; ++i) pack_wide_sums(y, 0, panel, middle, piece.tile + i);
+}
+
+void WideExperts::down_and_add(size_t active, int64_t panel, int n_panels, float* sum, int64_t stride) const {
+  const WideRows& middle = middle_[active];
+  const Packed w = expert_of(layer_.down, routing_.experts[active], layer_.down_panels);
+  const int64_t panels[2] = {panel, panel + 1}, end = routing_.first[active + 1];
+  for (int64_t tile = 0; tile < middle.tiles; tile += kMostTiles) {
+    const int64_t tiles = std::min(kMostTiles, middle.tiles - tile);
+    float* sums = scratch_floats(5, tiles * n_panels * kTileSums);
+    for (int64_t block = 0; block < middle.blocks(); ++block)
+      multiply_wide(w, panels, n_panels, block, middle, tile, tiles, nullptr, sums);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t at = routing_.first[active] + (tile + i) * kWideTile;
+      const int count = static_cast<int>(std::min<int64_t>(kWideTile, end - at));
+      for (int p = 0; p < n_panels; ++p)
+        add_weighted(sums + (i * n_panels + p) * kTileSums, count, routing_.token.data() + at,
+                     routing_.weight.data() + at, sum + p * kLanes, stride);
+    }
+  }
+}
+
+}  // namespace pio
