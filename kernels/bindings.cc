@@ -33,6 +33,7 @@ NB_MODULE(_native, module) {
   // clang-format off
   PIO_BIND(uint32_t, stream_read, (Address data, int64_t bytes, int threads), "data"_a, "bytes"_a, "threads"_a);
   PIO_BIND(int64_t, dot_products, (Address bytes, int64_t rounds, int threads), "bytes"_a, "rounds"_a, "threads"_a);
+  PIO_BIND(int64_t, tile_products, (Address bytes, int64_t rounds, bool bf16, int threads), "bytes"_a, "rounds"_a, "bf16"_a, "threads"_a);
   PIO_BIND(int, packed_layout, (void));
   PIO_BIND(void, pack, (Address weight, int64_t rows, int64_t cols, int dtype, int bits, int group, Address data, Address scales, int threads), "weight"_a, "rows"_a, "cols"_a, "dtype"_a, "bits"_a, "group"_a, "data"_a, "scales"_a, "threads"_a);
   PIO_BIND(void, dequantize, (Address data, Address scales, int64_t rows, int64_t cols, int bits, int group, Address indices, int64_t count, Address out, int dtype, int threads), "data"_a, "scales"_a, "rows"_a, "cols"_a, "bits"_a, "group"_a, "indices"_a, "count"_a, "out"_a, "dtype"_a, "threads"_a);

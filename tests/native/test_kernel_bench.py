@@ -39,6 +39,15 @@ def test_dot_products_counts_what_it_does(isa: str) -> None:
         native().dot_products(memory.data_ptr(), 0, 1)
 
 
+def test_tile_products_counts_what_it_does_and_nothing_without_tiles(isa: str) -> None:
+    memory = torch.ones(1024, dtype=torch.uint8)
+    for bf16, columns in ((True, 32), (False, 64)):
+        done = native().tile_products(memory.data_ptr(), 7, bf16, 1)
+        assert done == (7 * 4 * 16 * 16 * columns if isa == "amx" else 0)
+    with pytest.raises(ValueError, match="rounds must be positive"):
+        native().tile_products(memory.data_ptr(), 0, True, 1)
+
+
 def test_table_names_every_candidate_and_its_share(capsys: pytest.CaptureFixture[str]) -> None:
     limits = measure_limits(1)
     assert limits.read > 0
