@@ -23,7 +23,16 @@ struct DenseTile {
   // Bytes of a packed block of n_x rows, or null; and how to fill it.
   int64_t (*block_bytes)(int n_x, int64_t cols);
   void (*pack)(const void* const* x, int n_x, int64_t cols, void* block);
+  // For many rows, where the set packs, else null: the same product in parts of kPartColumns columns, which leaves its
+  // sums in memory between them (kDenseSums floats for each packed block of more than one row), and then their results
+  // as multiply() gives them, to the bit.
+  void (*multiply_part)(const void* w, int64_t stride, int n_w, const void* const* blocks, const int* n_x,
+                        int64_t count, int64_t cols, int64_t part, float* sums);
+  void (*results)(const float* sums, int n_w, int n_x, float* out);
 };
+// 32 weight rows of a part are 32 KB, which stay in the first-level cache (48 KB) while all rows pass.
+constexpr int64_t kPartColumns = 512;
+constexpr int64_t kDenseSums = 1024;
 DenseTile current_dense_tile(Dtype dtype);
 DenseTile amx_dense_tile();  // bf16 on AMX, src/dense_amx.cc
 

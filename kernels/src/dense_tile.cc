@@ -81,7 +81,9 @@ void multiply_dense_panel(const void* w, int64_t stride, int n_w, const void* co
                       : multiply_panel<Bf16>(from, stride, n_w, x, n_x, cols, out);
 }
 
-DenseTile dense_tile() { return {kDensePanel, PIO_DENSE_ROWS, multiply_dense_panel, nullptr, nullptr}; }
+DenseTile dense_tile() {
+  return {kDensePanel, PIO_DENSE_ROWS, multiply_dense_panel, nullptr, nullptr, nullptr, nullptr};
+}
 
 }  // namespace pio::PIO_ISA
 #else

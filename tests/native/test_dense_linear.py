@@ -71,6 +71,18 @@ def test_same_bits_twice_alone_in_a_batch_and_for_any_threads(
     assert all(torch.equal(again, whole) for again in repeats)
 
 
+@pytest.mark.parametrize(("m", "rows", "cols"), [(129, 50, 1030), (161, 33, 512), (1100, 40, 600)])
+def test_many_rows_are_what_each_is_alone(
+    isa: str, m: int, rows: int, cols: int, threads: int, generator: torch.Generator
+) -> None:
+    """Parts of the columns, a last block of one row, more rows than pass a part of the weight together."""
+    x, weight = normal((m, cols), torch.bfloat16, generator), normal((rows, cols), torch.bfloat16, generator)
+    bias = normal((rows,), torch.bfloat16, generator)
+    whole = dense_linear(x, weight, bias)
+    assert torch.equal(whole, torch.cat([dense_linear(few, weight, bias) for few in x.split(20)]))
+    assert_rounded(whole, x, weight, bias)
+
+
 def test_what_lies_beside_the_weight_is_not_read_into_it(isa: str, generator: torch.Generator) -> None:
     """Odd columns and rows end inside a vector; the memory after them holds NaN."""
     x = torch.full((3, 40), torch.nan)
