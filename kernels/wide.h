@@ -9,7 +9,7 @@
 namespace pio {
 
 // From how many rows on. 16 draft tokens and the token before them stay below, so a row of theirs has the bits it has
-// alone. One core, Sapphire Rapids, 9728 x 2560, int4 g32: see "Many rows" in kernels/README.md.
+// alone. One core, 512 x 2560 in int4 g32: 32 rows take 0.19 ms, 0.29 with int8 activations.
 constexpr int64_t kWideRows = 32;
 
 constexpr int kWideTile = 16;         // rows of x in a tile
@@ -47,8 +47,9 @@ void pack_wide(const uint16_t* const* rows, int count, int64_t cols, const WideR
 void pack_wide_sums(const float* y, int count, int64_t panel, const WideRows& out, int64_t tile);
 
 // One block of columns of up to two panels times the tiles [first, first + n) of x:
-// sums [n][n_panels][16 rows][16] += (block 0: =). next: the packed weights to come after these, or null.
+// sums [n][n_panels][16 rows][16] += (block 0: =). Each block goes on from the sums before, so a row has the same bits
+// whatever other rows there are.
 void multiply_wide(const Packed& w, const int64_t* panels, int n_panels, int64_t block, const WideRows& x,
-                   int64_t first, int64_t n, const uint8_t* next, float* sums);
+                   int64_t first, int64_t n, float* sums);
 
 }  // namespace pio

@@ -123,7 +123,8 @@ void unpack_block(const Packed& w, int64_t panel, int64_t block, int64_t chunks,
   }
 }
 
-// I tiles of activations by J panels.
+// I tiles of activations by J panels. The activations pass through once per block and must not push the weights out of
+// the first-level cache: stream loads took 30 ns for four products with their loads where plain ones took 40.
 template <int I, int J>
 void multiply_chunks(const char* x, const char* x1, const char* w, const char* w1, int64_t chunks) {
   for (int64_t c = 0; c < chunks; ++c) {
@@ -203,7 +204,7 @@ void pack_wide_floats(const float* y, int count, int64_t panel, const WideRows& 
 }
 
 void multiply_wide_block(const Packed& w, const int64_t* panels, int n_panels, int64_t block, const WideRows& x,
-                         int64_t first, int64_t n, const uint8_t*, float* sums) {
+                         int64_t first, int64_t n, float* sums) {
   alignas(64) char unpacked[2 * kBlockTiles * kTileBytes];
   for (int p = 0; p < n_panels; ++p) {
     char* to = unpacked + p * kBlockTiles * kTileBytes;
@@ -233,15 +234,14 @@ void pack_wide_sums(const float* y, int count, int64_t panel, const WideRows& ou
   amx::pack_wide_floats(y, count, panel, out, tile);
 }
 void multiply_wide(const Packed& w, const int64_t* panels, int n_panels, int64_t block, const WideRows& x,
-                   int64_t first, int64_t n, const uint8_t* next, float* sums) {
-  amx::multiply_wide_block(w, panels, n_panels, block, x, first, n, next, sums);
+                   int64_t first, int64_t n, float* sums) {
+  amx::multiply_wide_block(w, panels, n_panels, block, x, first, n, sums);
 }
 }  // namespace pio
 #else
 namespace pio {  // never called: amx_in_use() is false
 void pack_wide(const uint16_t* const*, int, int64_t, const WideRows&, int64_t) {}
 void pack_wide_sums(const float*, int, int64_t, const WideRows&, int64_t) {}
-void multiply_wide(const Packed&, const int64_t*, int, int64_t, const WideRows&, int64_t, int64_t, const uint8_t*,
-                   float*) {}
+void multiply_wide(const Packed&, const int64_t*, int, int64_t, const WideRows&, int64_t, int64_t, float*) {}
 }  // namespace pio
 #endif

@@ -61,7 +61,7 @@ void run(const Task& task, const WideRows& x, int64_t m) {
   for (int64_t block = 0; block < x.blocks(); ++block)
     for (int64_t i = 0; i < task.pairs; ++i) {
       const int64_t pair = task.pair + i, panels[2] = {2 * pair, 2 * pair + 1};
-      multiply_wide(target.weight, panels, panels_of(target.weight, pair), block, x, task.tile, task.tiles, nullptr,
+      multiply_wide(target.weight, panels, panels_of(target.weight, pair), block, x, task.tile, task.tiles,
                     sums + i * stride);
       if (block + 1 == x.blocks()) store_pair(target, pair, task, m, sums + i * stride);
     }
