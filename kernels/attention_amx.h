@@ -7,8 +7,11 @@ namespace pio::amx {
 
 using namespace pio::avx512;
 
-// Fetches the next tile's memory line by line, a share at a time: evenly, so that the memory always has something to
-// do, and in the order of addresses, as the machine's own prefetchers want it.
+// Fetches the memory of the tile after the next, line by line and a share at a time: evenly, so that the memory always
+// has something to do, and in the order of addresses, as the machine's own prefetchers want it. To the second-level
+// cache: the first has no room for two tiles.
+constexpr int64_t kAheadTokens = 2 * kTile;
+
 struct Fetcher {
   struct Run {
     const char* p;
@@ -31,7 +34,7 @@ struct Fetcher {
   void fetch(int64_t n) {
     for (; n > 0 && now < count; --n) {
       Run& run = runs[now];
-      prefetch(run.p + at);
+      _mm_prefetch(run.p + at, _MM_HINT_T1);
       at += 64;
       if (at < run.bytes) continue;
       at = 0;

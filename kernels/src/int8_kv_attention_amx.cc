@@ -226,12 +226,12 @@ struct Int8Walk {
   }
 
   void soften(int64_t t, int count) {
-    const int64_t share = fetcher.share(10, (u.rows + 3) / 4);
+    const int64_t share = fetcher.share(10, (u.rows + 3) / 4 * kBlocks);
     for (int row = 0; row < u.rows; row += 4) {
-      fetcher.fetch(share);
       const int64_t open = open_tokens(a, u, row) - t;
       F32 x[4][kBlocks];
       for (int b = 0; b < kBlocks; ++b) {
+        fetcher.fetch(share);
         F32 four[4] = {set(kHidden), set(kHidden), set(kHidden), set(kHidden)};
         if (16 * b < count) take_scores(row, b, t, open, four);
         for (int r = 0; r < 4; ++r) x[r][b] = four[r];
@@ -300,7 +300,7 @@ struct Int8Walk {
     configure();
     for (int64_t t = u.from; t < u.to; t += kTile) {
       const int count = static_cast<int>(std::min<int64_t>(kTile, u.to - t)), blocks = (count + kSide - 1) / kSide;
-      fetch_from(t + kTile);
+      fetch_from(t + kAheadTokens);
       for (int part = 0; part < a.parts; ++part)
         for (int b = 0; b < blocks; b += kAtOnce) score(part, b, blocks, t);
       soften(t, count);

@@ -114,7 +114,7 @@ struct Walk {
     return a.values + 2 * (u.batch * a.v_batch + u.kv_head * a.v_head + t * a.v_token);
   }
 
-  // The next tile, where there is one. Latents that are keys and values are fetched once.
+  // A tile from token t on, where there is one. Latents that are keys and values are fetched once.
   void fetch_from(int64_t t) {
     fetcher.start();
     if (t >= a.length) return;
@@ -125,11 +125,12 @@ struct Walk {
   }
 
   // Two blocks of sixteen tokens against one chunk of a strip.
-  void score_chunk(const char* k, int64_t stride, const char* q) {
+  void score_chunk(const char* k, int64_t stride, const char* q, int64_t share) {
     if constexpr (T == 1) {
       _tile_loadd(2, q, 64);
       _tile_loadd(3, k, stride);
       _tile_dpbf16ps(0, 3, 2);
+      fetcher.fetch(share);
       _tile_loadd(3, k + kSide * stride, stride);
       _tile_dpbf16ps(1, 3, 2);
     } else {
@@ -174,7 +175,7 @@ struct Walk {
   }
 
   void score(int strip, int64_t t, int count, bool whole) {
-    const int64_t share = fetcher.share(40, strips * kSteps * width / 32);
+    const int64_t share = fetcher.share(35, strips * kSteps * width / 16);
     for (int step = 0; step * kStep < count; ++step) {
       _tile_zero(0);
       _tile_zero(1);
@@ -186,7 +187,7 @@ struct Walk {
         const char* k = whole ? key(a.key[part], t + step * kStep) : copy;
         const int64_t stride = whole ? 2 * a.key[part].k_token : 2 * width;
         for (int64_t i = 0; i < bytes; i += 64, q += kTileBytes) {
-          score_chunk(k + i, stride, q);
+          score_chunk(k + i, stride, q, share);
           fetcher.fetch(share);
         }
         copy += bytes;
@@ -199,13 +200,13 @@ struct Walk {
   // Scores of a strip to probabilities, four rows at a time.
   void soften(int strip, int64_t t, int count) {
     const F32 scale = set(a.softmax_scale * kLog2E);
-    const int64_t share = fetcher.share(10, (u.rows + 3) / 4);
+    const int64_t share = fetcher.share(8, (u.rows + 3) / 4 * 4);
     for (int at = 0; at < kStrip && strip * kStrip + at < u.rows; at += 4) {
-      fetcher.fetch(share);
       const int row = strip * kStrip + at;
       const int64_t open = open_tokens(a, u, row) - t;
       F32 x[4][2 * kSteps];
       for (int b = 0; b < 2 * kSteps; ++b) {
+        fetcher.fetch(share);
         F32 four[4] = {set(kHidden), set(kHidden), set(kHidden), set(kHidden)};
         if (16 * b < count) {
           turn_four(&scores[b][at / kSide][0][at % kSide], four);
@@ -236,7 +237,7 @@ struct Walk {
 
   // [chunk of 32 elements][step][even, odd elements][pair of tokens i, 16 + i][16].
   void pack_values(int64_t t, int count) {
-    const int64_t share = fetcher.share(25, kTile / 2);
+    const int64_t share = fetcher.share(35, kTile / 2);
     for (int i = 0; i < (count + kStep - 1) / kStep * kSide; ++i) {
       const int first = i / kSide * kStep + i % kSide, second = first + kSide;
       const auto *one = reinterpret_cast<const uint16_t*>(value(t + first)), *two = one + kSide * a.v_token;
@@ -281,11 +282,10 @@ struct Walk {
   // gathered += probabilities times values.
   void gather(int strip, int count) {
     memory_is_used(p);
-    const int64_t share = fetcher.share(25, strips * (s.stride / 32));
+    const int64_t share = fetcher.share(25, strips * kSteps * (s.stride / 32));
     const int64_t row = 4 * s.stride;
     const char* v = values;
     for (int64_t c = 0; c < a.value_dim; c += 32, v += kSteps * 2 * kTileBytes) {
-      fetcher.fetch(share);
       float *one = s.gathered + strip * kStrip * s.stride + c, *two = one + kSide * s.stride;
       if constexpr (T == 1) {
         _tile_loadd(4, one, row);
@@ -296,7 +296,10 @@ struct Walk {
         _tile_loadd(2, two, row);
         _tile_loadd(3, two + 16, row);
       }
-      for (int step = 0; step * kStep < count; ++step) gather_step(v + step * 2 * kTileBytes, p[strip][step]);
+      for (int step = 0; step * kStep < count; ++step) {
+        gather_step(v + step * 2 * kTileBytes, p[strip][step]);
+        fetcher.fetch(share);
+      }
       if constexpr (T == 1) {
         _tile_stored(4, one, row);
         _tile_stored(5, one + 16, row);
@@ -321,7 +324,7 @@ struct Walk {
     const int count = static_cast<int>(std::min<int64_t>(kTile, u.to - t));
     const bool whole = lies_whole(t, count);
     if (!whole) copy_keys(t, count);
-    fetch_from(t + kTile);
+    fetch_from(t + kAheadTokens);
     const int first = blind(t);
     for (int strip = first; strip < strips; ++strip) {
       score(strip, t, count, whole);

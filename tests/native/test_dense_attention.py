@@ -163,6 +163,25 @@ def test_scores_far_apart_stay_finite(isa: str, generator: torch.Generator) -> N
     assert_near(attend_dense(q, keys, keys, 300, 1.0), exact(q, keys, keys, 1.0))
 
 
+@pytest.mark.parametrize(("queries", "group"), [(1, 4), (1, 12), (6, 5), (40, 4)])
+def test_probabilities_keep_sixteen_bits(
+    isa: str, queries: int, group: int, generator: torch.Generator
+) -> None:
+    """Where tiles multiply, a probability is the sum of two bf16, within 2^-17 of itself. One bf16 would lose 2^-9.
+
+    Every value comes with its opposite, so the output is a small difference of large sums and its own rounding hides
+    nothing; what float32 adds is within 2^-20 of the sum of magnitudes here.
+    """
+    keys = normal((1, 1, 300, 32), torch.bfloat16, generator)
+    half = normal((1, 1, 150, 64), torch.bfloat16, generator)
+    values = torch.stack((half, -half), 3).flatten(2, 3)
+    q = normal((1, group, queries, 32), torch.bfloat16, generator) * 0.3
+    got = attend_dense(q, keys, values, 300, 0.2).double()
+    wanted = exact(q, keys, values, 0.2)
+    magnitudes = exact(q, keys, values.abs(), 0.2)
+    assert ((got - wanted).abs() <= 2.0**-8 * wanted.abs() + (2.0**-17 + 2.0**-20) * magnitudes).all()
+
+
 def test_wrong_tensors_are_named() -> None:
     keys, q = torch.zeros(1, 2, 20, 8), torch.zeros(1, 4, 3, 8)
     with pytest.raises(TypeError, match="q must be float32 or bfloat16, got torch.float64"):
