@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERNELS := $(shell find kernels -type f)
 CXX_FILES := $(filter %.cc %.h,$(KERNELS))
 
-.PHONY: bench test lint setup clean
+.PHONY: bench test sanitize lint setup clean
 .DELETE_ON_ERROR:
 
 bench: setup
@@ -18,6 +18,18 @@ bench: setup
 
 test: setup
 	$(BIN)/pytest $(ARGS)
+
+# The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer, beside the installation: tests/sanitized puts the
+# kernels of build/sanitized in place of the installed ones. The sanitizer's library must be the first one loaded, and with
+# it libstdc++, whose exceptions it watches; Python never frees all its memory; what a sanitizer prints must not be captured.
+sanitize: setup
+	CXX=g++ $(BIN)/cmake -S kernels -B build/sanitized -G Ninja -DPIO_SANITIZE=ON \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/sanitized
+	PIO_SANITIZED=$$(echo $(CURDIR)/build/sanitized/_native.*.so) PYTHONPATH=$(CURDIR)/tests/sanitized \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/pytest --capture=sys tests/sanitized/check_sanitizers.py tests/native tests/decoder $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -64,7 +64,13 @@ PIO_INLINE I32 set_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
 PIO_INLINE I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 PIO_INLINE void store_i32(int32_t* p, I32 a) { _mm512_storeu_si512(p, a.v); }
 PIO_INLINE I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
-PIO_INLINE int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
+// Modulo 2^32. GCC's _mm512_reduce_add_epi32 adds signed integers, whose overflow is undefined.
+PIO_INLINE int32_t sum(I32 a) {
+  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
 template <int bits>
 PIO_INLINE I32 shift_left(I32 a) {
   return {_mm512_slli_epi32(a.v, bits)};

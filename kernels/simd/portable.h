@@ -20,6 +20,7 @@ namespace pio::portable {
 
 typedef float F32x16 __attribute__((vector_size(64)));
 typedef int32_t I32x16 __attribute__((vector_size(64)));
+typedef uint32_t U32x16 __attribute__((vector_size(64)));
 typedef float F32x4 __attribute__((vector_size(16)));
 typedef int32_t I32x4 __attribute__((vector_size(16)));
 typedef int16_t I16x32 __attribute__((vector_size(64)));
@@ -115,11 +116,12 @@ PIO_INLINE I32 load_i32(const int32_t* p) {
   return out;
 }
 PIO_INLINE void store_i32(int32_t* p, I32 a) { std::memcpy(p, &a.v, sizeof a.v); }
-PIO_INLINE I32 add(I32 a, I32 b) { return {a.v + b.v}; }
+// add and sum are modulo 2^32, hence unsigned: overflow of signed integers is undefined, in vectors too.
+PIO_INLINE I32 add(I32 a, I32 b) { return {(I32x16)((U32x16)a.v + (U32x16)b.v)}; }
 PIO_INLINE int32_t sum(I32 a) {
-  int32_t out = 0;
-  for (int i = 0; i < 16; ++i) out += a.v[i];
-  return out;
+  uint32_t out = 0;
+  for (int i = 0; i < 16; ++i) out += static_cast<uint32_t>(a.v[i]);
+  return static_cast<int32_t>(out);
 }
 template <int bits>
 PIO_INLINE I32 shift_left(I32 a) {
