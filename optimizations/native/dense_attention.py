@@ -2,7 +2,8 @@
 
 The history is walked once with an online softmax in float32, all query heads of a KV head together, threads over KV
 heads, queries and stretches of history. Nothing is rounded between the products and the output, where torch's eager
-attention rounds scores and probabilities to bfloat16. Results have the same bits for any number of threads. Sources:
+attention rounds scores and probabilities to bfloat16; on AMX a probability before its product with bfloat16 values is
+within 2^-17 of itself. Results have the same bits for any number of threads. Sources:
 FlashAttention (arXiv 2205.14135) for the online softmax, Flash-Decoding for the split history, DeepSeek-V2
 (arXiv 2405.04434) for keys of two parts.
 """
