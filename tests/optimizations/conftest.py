@@ -1,4 +1,4 @@
-"""Tiny models of every family in float32, one per session, and what a model consists of."""
+"""Tiny models of every family, one per session, and what a model consists of."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ def tiny_runner() -> Callable[[str], Runner]:
 
 @pytest.fixture(scope="session")
 def trained_runner() -> Callable[[str], Runner]:
-    """name -> a runner over the trained reference checkpoint; the same object every time."""
+    """name -> a runner over the trained bfloat16 reference checkpoint that never stops early; the same object every time."""
     made: dict[str, Runner] = {}
 
     def make(name: str) -> Runner:
         if name not in made:
-            made[name] = load(ENTRIES[name], "tiny").runner
+            runner = made[name] = load(ENTRIES[name], "tiny").runner
+            runner.model.generation_config.eos_token_id = None
         return made[name]
 
     return make

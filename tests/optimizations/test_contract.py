@@ -88,10 +88,10 @@ def prompts(rows: int) -> dict[str, torch.Tensor]:
 def test_applies_generates_and_undoes_itself(
     model: str,
     name: str,
-    tiny_runner: Callable[[str], Runner],
+    trained_runner: Callable[[str], Runner],
     snapshot: Callable[[Runner], dict[str, Any]],
 ) -> None:
-    runner = tiny_runner(model)
+    runner = trained_runner(model)  # shared with the test below, which then compiles nothing again
     before = snapshot(runner)
     undo = applied_or_refused(runner, technique(name))
     if undo is not None:
