@@ -16,8 +16,11 @@ CXX_FILES := $(filter %.cc %.h,$(KERNELS))
 bench: setup
 	$(BIN)/pytest --pio-model=all --benchmark-compare $(ARGS)
 
+# In two processes, whose threads give the core away while they wait: the tests alone keep little more than one busy.
+WORKERS ?= 2
+
 test: setup
-	$(BIN)/pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(WORKERS) --dist=loadfile $(ARGS)
 
 # The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer, beside the installation: tests/sanitized puts the
 # kernels of build/sanitized in place of the installed ones. The sanitizer's library must be the first one loaded, and with

@@ -73,6 +73,7 @@ class Pairs:
             self._reference = None
         if undo is not None:
             undo()
+        del undo  # it holds the runner, whose memory may be wanted next
         gc.collect()
 
     def drop_reference(self, row: Row) -> None:
