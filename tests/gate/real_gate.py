@@ -1,6 +1,6 @@
 """The whole gate on a real tiny model with a user's techniques, sound or faulty; also a demonstration.
 
-    python tests/gate/real_gate.py [--slow=0.10] [--sessions=5] [--passes=10]
+    python tests/gate/real_gate.py [--slow=0.10] [--sessions=5] [--passes=10] [--category=...] [--rows=...]
 
 stores sessions of sound techniques as baselines, runs the gate unchanged several times, then once with a slower
 kernel, doubled memory and a perturbed weight, and prints which cells failed. It times things: leave the machine
@@ -93,9 +93,11 @@ def main() -> None:
     )
     parser.add_argument("--sessions", type=int, default=5, help="runs stored as baselines")
     parser.add_argument("--passes", type=int, default=10, help="unchanged runs that have to pass")
+    parser.add_argument("--category", default="accuracy,inference_speed,memory_usage")
+    parser.add_argument("--rows", default=",".join(NAMES), help="techniques beside the unoptimized model")
     options = parser.parse_args()
-    categories = "--pio-category=accuracy,inference_speed,memory_usage"
-    rows = ",".join(("none", *NAMES))
+    categories = f"--pio-category={options.category}"
+    rows = f"none,{options.rows}"
     with tempfile.TemporaryDirectory() as directory:
         gate = Gate(Path(directory))
         for _ in range(options.sessions):
