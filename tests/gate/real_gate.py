@@ -113,6 +113,11 @@ def main() -> None:
         print(f"faulty: exit {done.returncode}")
         for name, message in gate.failures().items():
             print(f"{name}\n  {message}")
+        # What was not proven is as telling as what failed.
+        print(
+            *(line for line in done.stdout.splitlines() if line.lstrip().startswith("inconclusive:")),
+            sep="\n",
+        )
 
 
 if __name__ == "__main__":
