@@ -95,6 +95,8 @@ class Optimization(ABC):
     budget: ClassVar[AccuracyBudget]
     differentiable: ClassVar[bool] = False  # gradients flow through the optimized model
     conflicts: ClassVar[Mapping[str, str]] = {}  # other technique's name -> reason they cannot compose
+    # Large modules that applying imports. A run imports them first: garbage collections then leave them out.
+    imports: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def refusal(self, target: Target) -> str | None:

@@ -86,6 +86,17 @@ def aa_noise(records: Iterable[Record]) -> float:
     return math.expm1(max(apart, default=0.0))
 
 
+def looks_slower(record: Record, entry: Entry, limits: Thresholds) -> bool:
+    """Whether a ratio of `record` may be a regression once more pairs are measured; see `judgement.looks_slower`."""
+    if record.optimization == UNOPTIMIZED or _workload_difference(entry, record):
+        return False
+    return any(
+        judgement.looks_slower(Case(entry.cell, name, value, entry.metrics[name], limits, False))
+        for name, value in record.metrics.items()
+        if rule_of(name) is Rule.RATIO and value.measured and name in entry.metrics
+    )
+
+
 def confirm(findings: Sequence[Finding]) -> list[Finding]:
     """The one place through which every suspected regression passes before it counts.
 

@@ -179,6 +179,15 @@ def _ratio(case: Case) -> Finding | None:
     return None
 
 
+def looks_slower(case: Case) -> bool:
+    """Whether the samples so far lie nearer to a regression than to no change: worse by more than half of what the
+    stored sessions leave open. Below it more pairs would not fail the gate; above it they decide."""
+    stored = speed_baseline(case)
+    if stored is None or case.value <= 0:
+        return False
+    return _worsening(case, stored.log)[0] > math.log1p(stored.known / 2)
+
+
 def _worsening(case: Case, stored: float) -> tuple[float, float, float]:
     """Median of ln(worsening) with exact one-sided bounds; without samples, from the metric's interval."""
     assert case.now is not None

@@ -144,14 +144,15 @@ class Measurement:
         pairs: int | None = None,
         warmup: int | None = None,
         with_reference: bool = True,
+        suspicious: Callable[[Paired[Sample]], bool] = lambda paired: False,
     ) -> Paired[Sample]:
         """Run `work` on both runners in turn; pytest-benchmark times the optimized side.
 
-        Where the machine is noisy pairs are added, up to the budget's `most_pairs`, unless `pairs` says how many.
-        Without a reference (or with `with_reference` false) only the optimized side runs, and `Paired.before`
-        stays empty.
+        Where the machine is noisy pairs are added, up to the budget's `most_pairs`, and up to its `suspect_pairs`
+        while they are `suspicious`, unless `pairs` says how many. Without a reference (or with `with_reference` false)
+        only the optimized side runs, and `Paired.before` stays empty.
         """
-        from pytest_inferencepio.measure.timing import Interleaver
+        from pytest_inferencepio.measure.timing import Interleaver, pairs_wanted
 
         reference = self.before if with_reference else None
         interleaver: Interleaver[Sample] = Interleaver(
@@ -161,8 +162,13 @@ class Measurement:
             seed=self.seed,
             device=self.device,
         )
+        if pairs is not None:
+            return interleaver.benchmark(self.benchmark, pairs)
+        plan = self.budget
         return interleaver.benchmark(
-            self.benchmark, pairs or self.budget.pairs, most_pairs=0 if pairs else self.budget.most_pairs
+            self.benchmark,
+            plan.pairs,
+            further=lambda paired: pairs_wanted(paired, plan.most_pairs, plan.suspect_pairs, suspicious),
         )
 
     def generations(self) -> Paired[Generation]:
@@ -177,7 +183,11 @@ class Measurement:
         def generate(runner: Runner) -> Generation:
             return latency.generate_once(runner, inputs, budget.new_tokens)
 
-        paired = self.once("generations", lambda: self.interleave(generate, warmup=budget.warmup))
+        def looks_slower(paired: Paired[Generation]) -> bool:
+            metrics = latency.ratio_metrics(paired) if paired.before else {}
+            return self._run.looks_slower(self._record(metrics, self.generation_workload(), ()))
+
+        paired = self.once("generations", lambda: self.interleave(generate, suspicious=looks_slower))
         if self.benchmark.stats is None and not self.benchmark.disabled:
             self.benchmark.pedantic(lambda: generate(self.after), rounds=_AGAIN, warmup_rounds=1)
         return paired
@@ -224,12 +234,23 @@ class Measurement:
     ) -> tuple[Record, str]:
         from optimizations.contract import BITWISE_BUDGET
 
-        row = self.row
+        row, record = self.row, self._record(metrics, workload, notes)
+        declared = accuracy_budget(row.parts) if row.parts else BITWISE_BUDGET
+        verdict = self._run.judge(record, dataclasses.asdict(declared))
+        record = dataclasses.replace(record, verdict=verdict.status.value)
+        self.benchmark.extra_info["pio"] = record.to_json()
+        self._run.measured.append((record, verdict))
+        self.concluded = True
+        return record, self._run.fails(verdict)
+
+    def _record(
+        self, metrics: Mapping[str, Metric], workload: Mapping[str, Any] | None, notes: Iterable[str]
+    ) -> Record:
         source, told = self._about or about(self.pair)
-        record = Record(
-            model=row.model.name,
-            scale=row.scale,
-            optimization=row.spec,
+        return Record(
+            model=self.row.model.name,
+            scale=self.row.scale,
+            optimization=self.row.spec,
             category=self.category,
             device=self.device,
             dtype=self.dtype,
@@ -238,13 +259,6 @@ class Measurement:
             fingerprint=self._run.fingerprint(),
             notes=(*notes, *told),
         )
-        declared = accuracy_budget(row.parts) if row.parts else BITWISE_BUDGET
-        verdict = self._run.judge(record, dataclasses.asdict(declared))
-        record = dataclasses.replace(record, verdict=verdict.status.value)
-        self.benchmark.extra_info["pio"] = record.to_json()
-        self._run.measured.append((record, verdict))
-        self.concluded = True
-        return record, self._run.fails(verdict)
 
 
 def about(pair: Pair) -> tuple[str, tuple[str, ...]]:

@@ -77,14 +77,28 @@ class Run:
         """
         if record.category in EXTRA_CATEGORIES:
             return Verdict(baselines.cell_of(record), Status.PASSED)
-        noise = comparison.aa_noise(
+        return comparison.compare(
+            record, self.baselines.entry(record), self._thresholds(record), budget=budget
+        )
+
+    def looks_slower(self, record: Record) -> bool:
+        """Whether a speed ratio of `record`, of fewer pairs than can be had, is worth more of them.
+
+        Only where the run compares: what it is to store is measured as the next run will.
+        """
+        if not self.settings.gate or self.settings.update_baseline:
+            return False
+        entry = self.baselines.entry(record)
+        return entry is not None and comparison.looks_slower(record, entry, self._thresholds(record))
+
+    def _thresholds(self, record: Record) -> Thresholds:
+        """With the noise between equal models that this run saw of the record's model."""
+        of_model = (
             measured
             for measured, _ in self.measured
             if (measured.model, measured.scale) == (record.model, record.scale)
         )
-        return comparison.compare(
-            record, self.baselines.entry(record), Thresholds(aa_noise=noise), budget=budget
-        )
+        return Thresholds(aa_noise=comparison.aa_noise(of_model))
 
     @property
     def gated(self) -> list[tuple[Record, Verdict]]:

@@ -34,6 +34,15 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Load:
+    """Requests that arrive in real time, the objective they are to keep, and sentences about both."""
+
+    requests: tuple[Request, ...]
+    objective: Objective
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """One batch that ran to its end: size, output tokens of all rows, seconds."""
 
@@ -143,7 +152,7 @@ def curve_notes(curve: dict[int, Paired[Batch]]) -> list[str]:
 def calibrate(reference: Runner, budget: Budget, seed: int = 0) -> tuple[float, Objective]:
     """Arrival rate (requests/s) and objective for this machine, from one request alone on `reference`.
 
-    Both sides of a comparison get the same load and objective, so a faster model shows.
+    All rows of a model get the same load and objective, so a faster one shows.
     """
     prompt = workloads.token_rows(reference, [budget.prompt_tokens], seed)
     request = Request("alone", tuple(prompt[0]), budget.request_new_tokens)
@@ -175,24 +184,33 @@ def arrival_metrics(runner: Runner, requests: Sequence[Request], objective: Obje
     }
 
 
-def load_metrics(
-    before: Runner | None, after: Runner, budget: Budget, seed: int = 0
-) -> tuple[dict[str, Metric], list[str]]:
-    """A Poisson load on `after`, calibrated on `before` (or on `after` where there is none), and its notes."""
-    rate, objective = calibrate(before or after, budget, seed)
+def reference_load(before: Runner, budget: Budget, seed: int = 0) -> Load:
+    """A Poisson load calibrated on `before`, and what `before` makes of it."""
+    load = _poisson_load(before, budget, seed)
+    served = arrival_metrics(before, load.requests, load.objective)
+    return dataclasses.replace(load, notes=(*load.notes, _summary("unoptimized", served)))
+
+
+def metrics_without_reference(after: Runner, budget: Budget, seed: int = 0) -> dict[str, Metric]:
+    """A Poisson load calibrated on the optimized model itself, where goodput would mean nothing."""
+    load = _poisson_load(after, budget, seed)
+    reason = "the unoptimized model, which sets the objective, does not fit beside this one"
+    return {
+        **arrival_metrics(after, load.requests, load.objective),
+        "goodput": not_measured("goodput", reason),
+    }
+
+
+def _poisson_load(runner: Runner, budget: Budget, seed: int) -> Load:
+    rate, objective = calibrate(runner, budget, seed)
     requests = workloads.poisson_requests(
-        after, budget.requests, rate, budget.prompt_tokens, budget.request_new_tokens, seed
+        runner, budget.requests, rate, budget.prompt_tokens, budget.request_new_tokens, seed
     )
-    if before is None:
-        reason = "the unoptimized model, which sets the objective, does not fit beside this one"
-        found = arrival_metrics(after, requests, objective)
-        return {**found, "goodput": not_measured("goodput", reason)}, []
-    load = (
+    note = (
         f"{len(requests)} requests arriving at {rate:.3g}/s; goodput counts those with the first token within "
         f"{objective.time_to_first_token:.3g} s and {objective.time_per_output_token:.3g} s per later token"
     )
-    reference = _summary("unoptimized", arrival_metrics(before, requests, objective))
-    return arrival_metrics(after, requests, objective), [load, reference]
+    return Load(tuple(requests), objective, (note,))
 
 
 def _summary(who: str, metrics: dict[str, Metric]) -> str:

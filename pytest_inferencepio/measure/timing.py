@@ -151,12 +151,17 @@ class Interleaver(Generic[Sample]):
         self._round += 1
 
     def benchmark(
-        self, fixture: Any, pairs: int, threads: int | None = None, *, most_pairs: int = 0
+        self,
+        fixture: Any,
+        pairs: int,
+        threads: int | None = None,
+        *,
+        further: Callable[[Paired[Sample]], int] | None = None,
     ) -> Paired[Sample]:
         """Run through pytest-benchmark's fixture, whose stored samples are then the `after` side's.
 
-        `pairs`, and up to `most_pairs` where the machine is too noisy for `precise` after fewer. With
-        `--benchmark-disable` the fixture times nothing; one pair still runs.
+        After `pairs` as many more as `further` says, until it says 0. With `--benchmark-disable` the fixture times
+        nothing; one pair still runs.
         """
         _check_pairs(pairs)
         with quiet_rounds(threads):
@@ -172,8 +177,8 @@ class Interleaver(Generic[Sample]):
                 rounds=pairs,
                 warmup_rounds=self.warmup,
             )
-            while len(self.paired) < most_pairs and not precise(self.paired):
-                for _ in range(min(_MORE_PAIRS, most_pairs - len(self.paired))):
+            while further is not None and (more := further(self.paired)) > 0:
+                for _ in range(more):
                     self._one_more(fixture)
         return self.paired
 
@@ -205,6 +210,20 @@ def precise(paired: Paired[Any]) -> bool:
         return True
     found = ratio_estimate(log_ratios(paired.before_seconds, paired.after_seconds))
     return interval_variance(found.low, found.high) <= PRECISION**2
+
+
+def pairs_wanted(
+    paired: Paired[Sample], most: int, suspect: int, suspicious: Callable[[Paired[Sample]], bool]
+) -> int:
+    """How many pairs to add now: up to `most` while the ratio is not precise, up to `suspect` while it is suspicious.
+
+    What looks like a regression is measured on until it either does not any more or is proven, so time goes where it
+    decides; most cells never need it.
+    """
+    done = len(paired)
+    if done < most and not precise(paired):
+        return min(_MORE_PAIRS, most - done)
+    return min(_MORE_PAIRS, suspect - done) if done < suspect and suspicious(paired) else 0
 
 
 def progress(rounds: Any, describe: str) -> Any:

@@ -17,7 +17,7 @@ def test_memory_usage(pio_measure: Measurement) -> None:
     inputs = pio_measure.inputs(budget.prompt_tokens)
     paired = pio_measure.interleave(
         lambda runner: latency.generate_once(runner, inputs, budget.new_tokens),
-        pairs=max(3, budget.pairs // 3),
+        pairs=max(3, budget.pairs // 4),
         warmup=1,
         with_reference=False,
     )

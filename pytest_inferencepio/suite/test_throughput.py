@@ -23,8 +23,17 @@ def test_throughput(pio_measure: Measurement) -> None:
         pairs=budget.batch_pairs,
         warmup=1,
     )
-    arrivals, notes = serving.load_metrics(before, after, budget, pio_measure.seed)
-    metrics = {**arrivals, **serving.batch_metrics(curve)}
+    metrics = serving.batch_metrics(curve)
+    notes: tuple[str, ...] = ()
+    if before is None:
+        metrics |= serving.metrics_without_reference(after, budget, pio_measure.seed)
+    else:
+        reference = before
+        load = pio_measure.once(
+            "load", lambda: serving.reference_load(reference, budget, pio_measure.seed), of_reference=True
+        )
+        metrics |= serving.arrival_metrics(after, load.requests, load.objective)
+        notes = load.notes
     work = memory.work_of(before or after, after, largest * budget.request_new_tokens)
     require_possible(metrics, work, pio_measure.device)
     pio_measure.conclude(

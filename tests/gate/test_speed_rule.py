@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gate_records import (
     verdict_about,
 )
 
-from pytest_inferencepio.comparison import aa_noise, compare
+from pytest_inferencepio.comparison import aa_noise, compare, looks_slower
 from pytest_inferencepio.gate_rules import Thresholds
 from pytest_inferencepio.record import metric
 from pytest_inferencepio.verdict import Outcome, Status
@@ -139,3 +140,33 @@ def test_aa_noise_is_the_largest_ratio_of_the_unoptimized_rows() -> None:
     records = [record({"speedup": same}, optimization="none"), record({"speedup": other})]
     assert aa_noise(records) == pytest.approx(1 / 0.95 - 1)
     assert aa_noise([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("worse", "wanted"),
+    [
+        (0.90, False),
+        (0.99, False),
+        (1.02, False),
+        (1.05, True),
+        (1.5, True),
+    ],  # one stored session leaves 9 % open
+)
+def test_more_pairs_are_worth_it_from_half_of_what_is_open(
+    tmp_path: Path, worse: float, wanted: bool
+) -> None:
+    baselines = stored(tmp_path, record(ratio(2.0)))
+    now = record(ratio(2.0 / worse))
+    entry = baselines.entry(now)
+    assert entry is not None
+    assert looks_slower(now, entry, Thresholds()) is wanted
+
+
+def test_no_pairs_are_added_for_equal_models_or_other_workloads(tmp_path: Path) -> None:
+    baselines = stored(tmp_path, record(ratio(2.0)))
+    slow = record(ratio(1.0))
+    entry = baselines.entry(slow)
+    assert entry is not None
+    assert not looks_slower(dataclasses.replace(slow, optimization="none"), entry, Thresholds())
+    other = dataclasses.replace(slow, workload={**slow.workload, "new_tokens": 99})
+    assert not looks_slower(other, entry, Thresholds())

@@ -56,6 +56,8 @@ def test_counts_that_measure_nothing_are_named(counts: dict[str, int], message: 
 
 def test_named_pairs_are_exact_unless_more_are_named_too() -> None:
     preset = budget_for("tiny")
-    assert preset.changed({"pairs": 30}).most_pairs == 30
+    named = preset.changed({"pairs": 30})
+    assert (named.pairs, named.most_pairs, named.suspect_pairs) == (30, 30, 30)
     assert preset.changed({"pairs": 5, "most_pairs": 8}).most_pairs == 8
+    assert preset.changed({"pairs": 5, "suspect_pairs": 9}).suspect_pairs == 9
     assert preset.changed({"new_tokens": 4}).most_pairs == preset.most_pairs

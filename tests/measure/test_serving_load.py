@@ -117,14 +117,15 @@ def test_a_curve_over_real_batches(runner: Runner, perturbed: Runner) -> None:
 
 
 def test_a_real_poisson_load(runner: Runner, perturbed: Runner) -> None:
-    metrics, notes = serving.load_metrics(runner, perturbed, SMALL)
+    load = serving.reference_load(runner, SMALL)
+    metrics = serving.arrival_metrics(perturbed, load.requests, load.objective)
     assert metrics["requests_per_second"].n == SMALL.requests
     assert 0 <= metrics["goodput"].value <= metrics["requests_per_second"].value
-    assert notes[0].startswith("4 requests arriving at ") and notes[1].startswith("unoptimized: ")
+    assert load.notes[0].startswith("4 requests arriving at ") and load.notes[1].startswith("unoptimized: ")
 
 
 def test_without_a_reference_there_is_no_objective(runner: Runner) -> None:
-    metrics, _ = serving.load_metrics(None, runner, SMALL)
+    metrics = serving.metrics_without_reference(runner, SMALL)
     assert metrics["goodput"].value is None and "sets the objective" in str(metrics["goodput"].reason)
     assert metrics["requests_per_second"].measured
 

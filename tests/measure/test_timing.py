@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_inferencepio.measure import timing
-from pytest_inferencepio.measure.timing import Interleaver, Paired, interleave, precise, quiet_rounds, timed
+from pytest_inferencepio.measure.timing import (
+    Interleaver,
+    Paired,
+    interleave,
+    pairs_wanted,
+    precise,
+    quiet_rounds,
+    timed,
+)
 
 
 class Sides:
@@ -110,17 +117,16 @@ def test_pytest_benchmark_stores_the_real_samples_of_the_after_side(sides: Sides
     assert sides.log in ("BAABBAABBAABBA", "ABBAABBAABBAAB")
 
 
-def test_pairs_are_added_while_the_ratio_is_not_precise(
-    sides: Sides, benchmark: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pairs_are_added_until_no_more_are_wanted(sides: Sides, benchmark: Any) -> None:
     looks: list[int] = []
 
-    def after_two_looks(paired: Paired[int]) -> bool:
+    def six_more_twice(paired: Paired[int]) -> int:
         looks.append(len(paired))
-        return len(looks) > 2
+        return 6 if len(looks) < 3 else 0
 
-    monkeypatch.setattr(timing, "precise", after_two_looks)
-    paired = Interleaver(sides.before, sides.after, warmup=1).benchmark(benchmark, pairs=5, most_pairs=30)
+    paired = Interleaver(sides.before, sides.after, warmup=1).benchmark(
+        benchmark, pairs=5, further=six_more_twice
+    )
     assert looks == [5, 11, 17]
     assert len(paired.before) == len(paired.after) == len(benchmark.stats.stats.data) == 17
     assert benchmark.stats.stats.rounds == 17  # what pytest-benchmark stores and prints
@@ -130,17 +136,32 @@ def test_pairs_are_added_while_the_ratio_is_not_precise(
     )  # after the warm-up's pair, in unbroken order
 
 
-def test_no_more_pairs_than_the_most(sides: Sides, benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "precise", lambda _: False)
-    paired = Interleaver(sides.before, sides.after).benchmark(benchmark, pairs=5, most_pairs=8)
-    assert len(paired) == 8
+STEADY = Paired([1] * 9, [1] * 9, [1.0] * 9, [2.0 + 0.001 * n for n in range(9)])
+NOISY = Paired([1] * 9, [1] * 9, [1.0] * 9, [2.0 + 0.1 * n for n in range(9)])
+
+
+@pytest.mark.parametrize(
+    ("paired", "most", "suspect", "suspicious", "wanted"),
+    [
+        (NOISY, 30, 30, False, 6),  # not precise
+        (NOISY, 12, 12, False, 3),  # as many as are left
+        (NOISY, 9, 30, False, 0),
+        (NOISY, 9, 30, True, 6),
+        (STEADY, 30, 30, False, 0),
+        (STEADY, 30, 30, True, 6),
+        (STEADY, 9, 11, True, 2),
+        (STEADY, 30, 9, True, 0),
+    ],
+)
+def test_noise_and_suspicion_ask_for_more_pairs(
+    paired: Paired[int], most: int, suspect: int, suspicious: bool, wanted: int
+) -> None:
+    assert pairs_wanted(paired, most, suspect, lambda _: suspicious) == wanted
 
 
 def test_precise_looks_at_the_interval_and_not_at_the_value() -> None:
-    steady = Paired([1] * 9, [1] * 9, [1.0] * 9, [2.0 + 0.001 * n for n in range(9)])
-    noisy = Paired([1] * 9, [1] * 9, [1.0] * 9, [2.0 + 0.1 * n for n in range(9)])
-    assert precise(steady)
-    assert not precise(noisy)
+    assert precise(STEADY)
+    assert not precise(NOISY)
     assert precise(Paired([], [1], [], [1.0]))  # without a reference there is no ratio
 
 
