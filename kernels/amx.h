@@ -1,4 +1,4 @@
-// What the attention kernels on AMX share. Include inside the target region.
+// What the kernels on AMX share. Include inside the target region, after <immintrin.h>.
 #pragma once
 #include <cstdint>
 
@@ -18,5 +18,10 @@ struct alignas(64) TileShapes {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {kSide, kSide, kSide, kSide, kSide, kSide, kSide, kSide};
 };
+
+static inline __attribute__((always_inline)) void load_shapes(const TileShapes& shapes) {
+  memory_is_used(&shapes);
+  _tile_loadconfig(&shapes);
+}
 
 }  // namespace pio::amx

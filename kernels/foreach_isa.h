@@ -22,23 +22,13 @@
 
 #include "check.h"
 #include "isa.h"
+#include "target.h"
 #include "thread_pool.h"
 
 #if PIO_X86
 #include <immintrin.h>
 #elif PIO_NEON
 #include <arm_neon.h>
-#endif
-
-#define PIO_INLINE static inline __attribute__((always_inline))
-#define PIO_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
-#define PIO_TARGET_BEGIN(features) \
-  PIO_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define PIO_TARGET_END PIO_PRAGMA(clang attribute pop)
-#else
-#define PIO_TARGET_BEGIN(features) PIO_PRAGMA(GCC push_options) PIO_PRAGMA(GCC target(features))
-#define PIO_TARGET_END PIO_PRAGMA(GCC pop_options)
 #endif
 
 #define PIO_ISA portable
@@ -57,7 +47,7 @@ PIO_TARGET_BEGIN("avx2,fma,f16c,bmi2")
 #undef PIO_ISA
 PIO_TARGET_END
 
-PIO_TARGET_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
+PIO_TARGET_BEGIN(PIO_AVX512)
 #define PIO_ISA avx512
 #include "simd/avx512.h"
 #include "simd/math.inc"

@@ -9,18 +9,13 @@
 
 #include "dense.h"
 #include "isa.h"
+#include "target.h"
 
 #if PIO_X86
 #include <immintrin.h>
 
-#define PIO_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16")
-#endif
+PIO_TARGET_BEGIN(PIO_AMX)
+#include "amx.h"
 #include "simd/avx512.h"
 
 namespace pio::amx {
@@ -28,29 +23,18 @@ namespace {
 
 using namespace pio::avx512;
 
-constexpr int kSide = 16;         // rows of a tile, and its 32-bit columns
 constexpr int64_t kChunk = 64;    // bytes of a row in a tile: 32 columns
 constexpr int64_t kAhead = 1024;  // bytes of a row between what is multiplied and what is prefetched
 
-// GCC's tile instructions do not say that they read or write memory.
-PIO_INLINE void memory_is_used(const void* p) { __asm__ volatile("" ::"r"(p) : "memory"); }
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // Tiles 0-3 are sums [weights, activations], 4 and 5 weights, 6 and 7 activations.
 void configure(int weights, int activations) {
-  TileConfig c;
+  TileShapes c;
   for (int t = 0; t < 8; ++t) {
     const bool is_weight = t == 4 || t == 5;
     c.rows[t] = static_cast<uint8_t>(t < 6 ? weights : kSide);
     c.row_bytes[t] = static_cast<uint16_t>(is_weight ? kChunk : 4 * activations);
   }
-  memory_is_used(&c);
-  _tile_loadconfig(&c);
+  load_shapes(c);
 }
 
 int64_t chunks_of(int64_t cols) { return (2 * cols + kChunk - 1) / kChunk; }
@@ -257,11 +241,7 @@ void pack(const void* const* x, int n_x, int64_t cols, void* block) {
 }  // namespace
 }  // namespace pio::amx
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+PIO_TARGET_END
 
 namespace pio {
 DenseTile amx_dense_tile() {

@@ -10,19 +10,12 @@
 
 #include "int8_kv_attention.h"
 #include "isa.h"
+#include "target.h"
 
 #if PIO_X86
 #include <immintrin.h>
 
-#define PIO_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#pragma clang attribute push(                                                                              \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8")
-#endif
+PIO_TARGET_BEGIN(PIO_AMX)
 #include "simd/avx512.h"
 #define PIO_ISA avx512
 #include "simd/math.inc"
@@ -64,8 +57,7 @@ struct Int8Walk {
     TileShapes shapes;
     if (A == 1)
       for (const int t : {0, 1, 2, 3, 6}) shapes.rows[t] = static_cast<uint8_t>(low + u.rows);
-    memory_is_used(&shapes);
-    _tile_loadconfig(&shapes);
+    load_shapes(shapes);
   }
 
   // Of [tile][row][sixteen]: where a row's hi and lo are.
@@ -327,11 +319,7 @@ void amx_attend_int8(const Int8Attention& a, const Unit& u, const Scratch& s) {
 
 }  // namespace pio
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+PIO_TARGET_END
 #else
 namespace pio {
 void amx_attend_int8(const Int8Attention&, const Unit&, const Scratch&) {}  // never called: amx_in_use() is false

@@ -15,25 +15,17 @@
 
 #include "isa.h"
 #include "kv_attention.h"
+#include "target.h"
 
 #if PIO_X86
 #include <immintrin.h>
 
-#define PIO_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#pragma clang attribute push(                                                                              \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16")
-#endif
+PIO_TARGET_BEGIN(PIO_AMX)
 #include "simd/avx512.h"
 #define PIO_ISA avx512
 #include "simd/math.inc"
 #include "simd/visible.inc"
 #undef PIO_ISA
-#include "amx.h"
 #include "attention_amx.h"
 
 namespace pio::amx {
@@ -78,8 +70,7 @@ struct Walk {
     // One tile of few rows: those of probabilities and of what is gathered are no higher.
     if (T == 1)
       for (int t = 4; t < 8; ++t) shapes.rows[t] = static_cast<uint8_t>(stacked ? low + u.rows : u.rows);
-    memory_is_used(&shapes);
-    _tile_loadconfig(&shapes);
+    load_shapes(shapes);
   }
 
   // [row tile][chunk of 32 elements][pair of elements][row].
@@ -363,11 +354,7 @@ void amx_attend_dense(const KvAttention& a, const Unit& u, const KvScratch& s) {
 
 }  // namespace pio
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+PIO_TARGET_END
 #else
 namespace pio {
 void amx_attend_dense(const KvAttention&, const Unit&, const KvScratch&) {}  // never called: amx_in_use() is false

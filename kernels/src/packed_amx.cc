@@ -8,19 +8,13 @@
 
 #include "isa.h"
 #include "quant.h"
+#include "target.h"
 
 #if PIO_X86
 #include <immintrin.h>
 
-#define PIO_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#pragma clang attribute push(                                                                              \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8")
-#endif
+PIO_TARGET_BEGIN(PIO_AMX)
+#include "amx.h"
 #include "simd/avx512.h"
 
 namespace pio::amx {
@@ -28,27 +22,14 @@ namespace {
 
 using namespace pio::avx512;
 
-constexpr int kSide = 16;
 constexpr int kMostColumns = 64;  // of a tile of int8
-
-struct alignas(64) PackedConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// GCC's tile instructions do not say that they read or write memory.
-PIO_INLINE void memory_is_used(const void* p) { __asm__ volatile("" ::"r"(p) : "memory"); }
 
 // Tiles 0 to 3 are sums [activations, weights], 4 activations, 5 and 6 weights.
 void configure_packed(int activations, int columns) {
-  PackedConfig c;
-  for (int t = 0; t < 7; ++t) {
-    c.rows[t] = static_cast<uint8_t>(t >= 5 ? columns / 4 : activations);
-    c.row_bytes[t] = static_cast<uint16_t>(t == 4 ? columns : 64);
-  }
-  memory_is_used(&c);
-  _tile_loadconfig(&c);
+  TileShapes c;
+  for (int t = 0; t < 7; ++t) c.rows[t] = static_cast<uint8_t>(t >= 5 ? columns / 4 : activations);
+  c.row_bytes[4] = static_cast<uint16_t>(columns);
+  load_shapes(c);
 }
 
 // Rows of activations evenly spaced.
@@ -212,11 +193,7 @@ void multiply_packed_tile(const Packed& w, const int64_t* panels, int n_panels, 
 }  // namespace
 }  // namespace pio::amx
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+PIO_TARGET_END
 
 namespace pio {
 Tile amx_tile() { return {amx::kSide, 2, amx::multiply_packed_tile}; }

@@ -1,20 +1,16 @@
 // Products of AMX tiles on registers alone: the speed no matrix product can exceed on a machine that has them.
 #include <cstdint>
 
-#include "amx.h"
 #include "check.h"
 #include "isa.h"
+#include "target.h"
 #include "thread_pool.h"
 
 #if PIO_X86
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,amx-tile,amx-int8,amx-bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,amx-tile,amx-int8,amx-bf16")
-#endif
+PIO_TARGET_BEGIN(PIO_AMX)
+#include "amx.h"
 
 namespace pio::amx {
 namespace {
@@ -22,9 +18,7 @@ namespace {
 constexpr int kSums = 4;  // of 16 cycles each: more than the latency of 52
 
 void multiply_tiles(const void* bytes, int64_t rounds, bool bf16) {
-  const TileShapes shapes;
-  memory_is_used(&shapes);
-  _tile_loadconfig(&shapes);
+  load_shapes({});
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -51,11 +45,7 @@ void multiply_tiles(const void* bytes, int64_t rounds, bool bf16) {
 }  // namespace
 }  // namespace pio::amx
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+PIO_TARGET_END
 #endif
 
 namespace pio {

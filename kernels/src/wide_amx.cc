@@ -8,46 +8,20 @@
 #include <cstring>
 
 #include "isa.h"
+#include "target.h"
 #include "wide.h"
 
 #if PIO_X86
 #include <immintrin.h>
 
-#define PIO_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#pragma clang attribute push(                                                                              \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-bf16")
-#endif
+PIO_TARGET_BEGIN(PIO_AMX)
+#include "amx.h"
 #include "simd/avx512.h"
 
 namespace pio::amx {
 namespace {
 
 using namespace pio::avx512;
-
-// GCC's tile instructions do not say that they read or write memory.
-PIO_INLINE void memory_is_used(const void* p) { __asm__ volatile("" ::"r"(p) : "memory"); }
-
-struct alignas(64) WideConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// All eight tiles are 16 rows of 64 bytes: 0 to 3 sums [activations, weights], 4 and 5 activations, 6 and 7 weights.
-void configure_wide() {
-  WideConfig c;
-  for (int t = 0; t < 8; ++t) {
-    c.rows[t] = 16;
-    c.row_bytes[t] = 64;
-  }
-  memory_is_used(&c);
-  _tile_loadconfig(&c);
-}
 
 // By assembly, as compilers older than the instructions build this file too.
 PIO_INLINE __m512i multiply_add_f16(__m512i a, __m512i b, __m512i c) {
@@ -212,7 +186,7 @@ void multiply_wide_block(const Packed& w, const int64_t* panels, int n_panels, i
                 : unpack_block<8>(w, panels[p], block, x.chunks_of(block), to);
   }
   memory_is_used(unpacked);
-  configure_wide();
+  load_shapes({});  // 0 to 3 sums [activations, weights], 4 and 5 activations, 6 and 7 weights
   n_panels == 2 ? multiply_rows<2>(x, block, first, n, unpacked, sums)
                 : multiply_rows<1>(x, block, first, n, unpacked, sums);
   _tile_release();
@@ -220,11 +194,7 @@ void multiply_wide_block(const Packed& w, const int64_t* panels, int n_panels, i
 
 }  // namespace pio::amx
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+PIO_TARGET_END
 
 namespace pio {
 void pack_wide(const uint16_t* const* rows, int count, int64_t cols, const WideRows& out, int64_t tile) {
