@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
@@ -29,22 +31,22 @@ class GrowingLayer(CacheLayerMixin):
         self.version = 0
 
     @property
+    @abstractmethod
     def capacity(self) -> int:
         """Tokens there is room for."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def batch(self) -> int:
         """Rows, 0 before the first token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget(self) -> None:
         """Gives the memory back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch_select_indices(self, indices: Tensor) -> None:
         """Row i of the batch becomes row indices[i]; the batch may grow or shrink."""
-        raise NotImplementedError
 
     def grown(self, tokens: int) -> int:
         """The capacity to move to when `tokens` have to fit."""
