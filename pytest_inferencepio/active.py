@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import sys
+import warnings
 from collections.abc import Generator
 
 import pytest
@@ -98,11 +100,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Keep what is imported out of garbage collections: each round begins with one, and torch and transformers hold
     360,000 objects (a collection takes 0.2 s with them and 5 us without), torch's compiler another 80,000."""
-    rows = session.config.stash[RUN].rows if session.items and not session.config.option.collectonly else ()
-    for name in sorted(
-        {name for row in rows if not row.refusal for part in row.parts for name in part.imports}
-    ):
-        importlib.import_module(name)
+    if session.items and not session.config.option.collectonly:
+        _import_first(session.config.stash[RUN])
     if gc.get_freeze_count():  # somebody around this run did so already, and unfreezing would undo theirs
         return (yield)
     gc.collect()
@@ -111,6 +110,17 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         return (yield)
     finally:
         gc.unfreeze()
+
+
+def _import_first(run: Run) -> None:
+    """What the techniques of this run import when applied. Warnings of a library are no regression, and what cannot be
+    imported its technique will say."""
+    names = {name for row in run.rows if not row.refusal for part in row.parts for name in part.imports}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in sorted(names):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
