@@ -149,7 +149,7 @@ class Measurement:
         """Run `work` on both runners in turn; pytest-benchmark times the optimized side.
 
         Where the machine is noisy pairs are added, up to the budget's `most_pairs`, and up to its `suspect_pairs`
-        while they are `suspicious`, unless `pairs` says how many. Without a reference (or with `with_reference` false)
+        while they are `suspicious` or to be stored, unless `pairs` says how many. Without a reference (or with `with_reference` false)
         only the optimized side runs, and `Paired.before` stays empty.
         """
         from pytest_inferencepio.measure.timing import Interleaver, pairs_wanted
@@ -165,10 +165,12 @@ class Measurement:
         if pairs is not None:
             return interleaver.benchmark(self.benchmark, pairs)
         plan = self.budget
+        # What is stored judges many runs: it is measured as long as what is suspected.
+        most = plan.suspect_pairs if self._run.settings.update_baseline else plan.most_pairs
         return interleaver.benchmark(
             self.benchmark,
             plan.pairs,
-            further=lambda paired: pairs_wanted(paired, plan.most_pairs, plan.suspect_pairs, suspicious),
+            further=lambda paired: pairs_wanted(paired, most, plan.suspect_pairs, suspicious),
         )
 
     def generations(self) -> Paired[Generation]:

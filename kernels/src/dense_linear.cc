@@ -60,8 +60,9 @@ void multiply_parts(const Target& target, const DenseInput& x, int64_t from, int
                              part, sums + j * count * kDenseSums);
       }
     alignas(64) float y[kMostDenseSums];
-    for (int64_t j = 0; j < tasks; ++j)
-      for (int64_t i = 0; i < count; ++i) {
+    // All weights of a block of rows before the next block: rows of out lie pages apart.
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < tasks; ++j) {
         const int64_t w = from + j * x.tile.weights;
         const int n = static_cast<int>(std::min<int64_t>(x.tile.weights, to - w));
         const auto& block = x.blocks[static_cast<size_t>(first + i)];

@@ -40,16 +40,21 @@ std::vector<Task> tasks_of(const std::vector<WideTarget>& targets, int64_t tiles
 
 int panels_of(const Packed& w, int64_t pair) { return static_cast<int>(std::min<int64_t>(2, w.panels() - 2 * pair)); }
 
-void store_pair(const WideTarget& target, int64_t pair, const Task& task, int64_t m, const float* sums) {
-  const int n_panels = panels_of(target.weight, pair);
+// All pairs of a tile of rows before the next tile: rows of out lie pages apart, and sixteen pages at a time are few
+// enough to be looked up once. Pair after pair it was a fifth of the whole call.
+void store_task(const Task& task, int64_t m, const float* sums, int64_t stride) {
+  const WideTarget& target = *task.target;
   for (int64_t i = 0; i < task.tiles; ++i) {
     const int64_t row = (task.tile + i) * kWideTile;
     const int count = static_cast<int>(std::min<int64_t>(kWideTile, m - row));
-    for (int p = 0; p < n_panels; ++p) {
-      const int64_t from = (2 * pair + p) * kLanes;
-      store_rows(sums + (i * n_panels + p) * kWideTile * kLanes, count, target.bias, target.out, Dtype::bf16,
-                 row * target.weight.rows + from, target.weight.rows,
-                 static_cast<int>(std::min<int64_t>(kLanes, target.weight.rows - from)));
+    for (int64_t pair = 0; pair < task.pairs; ++pair) {
+      const int n_panels = panels_of(target.weight, task.pair + pair);
+      for (int p = 0; p < n_panels; ++p) {
+        const int64_t from = (2 * (task.pair + pair) + p) * kLanes;
+        store_rows(sums + pair * stride + (i * n_panels + p) * kWideTile * kLanes, count, target.bias, target.out,
+                   Dtype::bf16, row * target.weight.rows + from, target.weight.rows,
+                   static_cast<int>(std::min<int64_t>(kLanes, target.weight.rows - from)));
+      }
     }
   }
 }
@@ -63,8 +68,8 @@ void run(const Task& task, const WideRows& x, int64_t m) {
       const int64_t pair = task.pair + i, panels[2] = {2 * pair, 2 * pair + 1};
       multiply_wide(target.weight, panels, panels_of(target.weight, pair), block, x, task.tile, task.tiles,
                     sums + i * stride);
-      if (block + 1 == x.blocks()) store_pair(target, pair, task, m, sums + i * stride);
     }
+  store_task(task, m, sums, stride);
 }
 
 }  // namespace

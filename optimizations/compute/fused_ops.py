@@ -22,6 +22,7 @@ from optimizations.contract import (
 from optimizations.errors import Refusal
 from optimizations.native.fused import add_rms_norm, norm_rope, rms_norm, swiglu
 from optimizations.native.loader import native
+from optimizations.vision.patch_product import embed_patches
 
 if TYPE_CHECKING:
     from optimizations.runner import Runner
@@ -38,7 +39,8 @@ class FusedOps(Optimization):
     its 7 matrix products, microseconds of dispatch each; 40 of them become 5 calls of 6 to 12 us, a few of
     which are arithmetic. The rotary call covers Qwen3's halves, Qwen3-VL's M-RoPE (mixed into cos and sin by
     the model's rotary module) and GLM's interleaved part of a head, and writes head-major, as attention
-    reads. Linear layers are only called, never read, so packed weights compose.
+    reads. Linear layers are only called, never read, so packed weights compose. Qwen3-VL's patch embedding, a
+    convolution of one patch each, becomes the matrix product that it is.
 
     Bound: every intermediate is rounded to the model's dtype where transformers rounds it, the variance is
     float32; only the order of that sum differs, so outputs are nearly all equal and at most two units in the
@@ -255,4 +257,5 @@ REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "Qwen3MoeRMSNorm": _normed,
     "Qwen3VLTextRMSNorm": _normed,
     "Glm4MoeLiteRMSNorm": _normed,
+    "Qwen3VLVisionPatchEmbed": embed_patches,
 }

@@ -40,7 +40,7 @@ class NativeDecoder(Optimization):
     `generate()` does not notice: the cache is a transformers `Cache` (bf16 or float32 rows allocated ahead, or
     kv_int8's), which can be cropped, reordered, repeated and reset, so beams, assisted generation and
     prompt_lookup work. Batches padded on the left, full masks, M-RoPE positions and DeepStack inputs are
-    done. Gradients, attention maps, hidden states and foreign caches take transformers' path, which is said
+    done; the vision tower's patch embedding is computed as the matrix product that it is. Gradients, attention maps, hidden states and foreign caches take transformers' path, which is said
     once. Ctrl-C ends a long prefill within a second and leaves the cache as it was.
 
     Bound: activations are rounded to the model's dtype where transformers rounds them; sums are float32 in
@@ -81,6 +81,7 @@ class NativeDecoder(Optimization):
     def apply(self, runner: Runner) -> Undo:
         from optimizations.decoder.forward import NativeForward
         from optimizations.decoder.plan import build_plan
+        from optimizations.vision.patch_product import multiply_patches
 
         native()  # a missing build is an error now, not in the middle of a generation
         model, decoder = runner.model, runner.model.get_decoder()
@@ -93,6 +94,7 @@ class NativeDecoder(Optimization):
                 undos.pop()()
 
         try:
+            undos.append(multiply_patches(model))
             undos.append(_absorb(decoder))
             plan = build_plan(decoder)
             decoder.__dict__["forward"] = NativeForward(decoder, plan, decoder.forward)

@@ -26,6 +26,8 @@ from pytest_inferencepio.errors import UnknownName
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Of Qwen3-VL's preprocessor: an image is scaled to lie between them. The tiny reference's limit is 256 x 256.
+_PUBLISHED_PIXELS = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
 _VISION_TOKENS = {  # name in the configuration -> attribute of the processor
     "image_token_id": "image_token_id",
     "video_token_id": "video_token_id",
@@ -162,8 +164,9 @@ def _refuse(config: Any, device: str, dtype: str, converting: Sequence[Optimizat
 
 
 def _adopt_vision(model: PreTrainedModel, processor: Any) -> None:
-    """Make the tiny reference's processor fit a model of published dimensions: patch size and token ids."""
+    """Make the tiny reference's processor fit a model of published dimensions: patches, sizes of images, token ids."""
     vision = model.config.vision_config
+    processor.image_processor.size = type(processor.image_processor.size)(**_PUBLISHED_PIXELS)
     for name in ("patch_size", "temporal_patch_size"):
         setattr(processor.image_processor, name, getattr(vision, name))
     processor.image_processor.merge_size = vision.spatial_merge_size

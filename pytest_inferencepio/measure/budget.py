@@ -26,7 +26,7 @@ class Budget:
 
     `image_size` is the side in pixels of the drawing that a model which takes images sees before its text. `pairs` is
     the number of before/after pairs, `most_pairs` where noise asks for more, `suspect_pairs` where the baseline says
-    that something got slower. `load` is the arrival rate of requests, `objective_*` the latency objective of goodput,
+    that something got slower, and where noise asks for more of what becomes a baseline. `load` is the arrival rate of requests, `objective_*` the latency objective of goodput,
     all as multiples of what the unoptimized model does with one request alone, so that they mean the same on every
     machine.
 
@@ -109,7 +109,7 @@ PRESETS: dict[str, Budget] = {
         warmup=2,
         pairs=12,
         most_pairs=18,
-        suspect_pairs=60,
+        suspect_pairs=48,
         prompt_tokens=128,
         image_size=128,
         new_tokens=6,

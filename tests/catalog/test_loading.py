@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -10,9 +12,12 @@ from optimizations.errors import Refusal
 from optimizations.registry import parse
 from optimizations.session import apply_all
 from optimizations.weights.kept import packed_modules
-from pytest_inferencepio.catalog.entries import ENTRIES
+from pytest_inferencepio.catalog import loading
+from pytest_inferencepio.catalog.configs import full_config
+from pytest_inferencepio.catalog.entries import ENTRIES, lookup
 from pytest_inferencepio.catalog.loading import load
-from pytest_inferencepio.catalog.tiny import tiny_config
+from pytest_inferencepio.catalog.processors import load_processor
+from pytest_inferencepio.catalog.tiny import reference_directory, tiny_config
 from pytest_inferencepio.errors import UnknownName
 
 
@@ -100,3 +105,12 @@ def test_refusals_come_before_any_weight():
 def test_unknown_scale_is_refused():
     with pytest.raises(UnknownName, match="unknown scale 'huge'; known: tiny, full"):
         load(ENTRIES["qwen3_vl_2b"], "huge")
+
+
+@pytest.mark.parametrize(("side", "patches"), [(448, 784), (128, 256), (1000, 3844)])
+def test_a_full_scale_vision_model_sees_images_at_the_published_sizes(side: int, patches: int) -> None:
+    """784 patches of 16 x 16: the tiny reference's own limit would shrink the image to 256."""
+    processor = load_processor(lookup("qwen3_vl_2b"), reference_directory("qwen3_vl_2b"))
+    loading._adopt_vision(SimpleNamespace(config=full_config("qwen3_vl_2b")), processor)
+    pixels = processor.image_processor(images=[Image.new("RGB", (side, side))], return_tensors="pt")
+    assert pixels["pixel_values"].shape[0] == patches

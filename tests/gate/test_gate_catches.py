@@ -2,8 +2,8 @@
 
 Noise per pair: jitter of both sides, spikes (exponential, mean 40 %) on a share of the samples. Noise per session:
 a bias of the whole process (placement of code and data) that no pairing removes. `calm` is a machine to oneself,
-`shared` a small virtual one. Five stored sessions of nine pairs, or of twenty-one where nine leave the ratio unknown
-by more than a per cent, as the suite makes them at tiny scale.
+`shared` a small virtual one. Five stored sessions of as many pairs as the suite takes at tiny scale; what is compared
+gets more of them while it looks slower, as there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import pytest
 from gate_records import judged, ratio_metric, record, store
 
 from pytest_inferencepio import baselines
-from pytest_inferencepio.baselines import Baselines
-from pytest_inferencepio.comparison import compare
+from pytest_inferencepio.baselines import Baselines, Entry
+from pytest_inferencepio.comparison import compare, looks_slower
+from pytest_inferencepio.gate_rules import Thresholds
 from pytest_inferencepio.gate_run import Selection, compare_run
-from pytest_inferencepio.measure.timing import Paired, precise
+from pytest_inferencepio.measure.budget import budget_for
+from pytest_inferencepio.measure.timing import Paired, pairs_wanted
 from pytest_inferencepio.record import Metric, Record, metric
 from pytest_inferencepio.verdict import Status
 
-PAIRS, MORE_PAIRS, MOST_PAIRS = 9, 6, 21
+PLAN = budget_for("tiny")
 SESSIONS = 5
 RATIOS = ("speedup", "prefill_speedup", "decode_speedup")
 
@@ -50,16 +52,25 @@ class Machine:
         self.noise = noise
         self.draw = random.Random(seed)
 
-    def speedup(self, true: float, slowdown: float = 0.0) -> list[float]:
-        """Paired ratios of one session when the optimized side is `slowdown` slower than it was."""
+    def speedup(self, true: float, slowdown: float = 0.0, against: Entry | None = None) -> list[float]:
+        """Paired ratios of one session when the optimized side is `slowdown` slower than it was, compared with `against`."""
         middle = true * math.exp(self.draw.gauss(0, self.noise.session)) / (1 + slowdown)
 
         def pairs(count: int) -> list[float]:
             return [middle * math.exp(self._sample() - self._sample()) for _ in range(count)]
 
-        ratios = pairs(PAIRS)
-        while len(ratios) < MOST_PAIRS and not precise(Paired([], [], ratios, [1.0] * len(ratios))):
-            ratios += pairs(MORE_PAIRS)
+        def suspicious(paired: Paired[float]) -> bool:
+            now = record({"decode_speedup": ratio_metric("decode_speedup", paired.before_seconds)})
+            return against is not None and looks_slower(now, against, Thresholds())
+
+        ratios = pairs(PLAN.pairs)
+        while more := pairs_wanted(
+            Paired([], ratios, ratios, [1.0] * len(ratios)),
+            PLAN.most_pairs if against else PLAN.suspect_pairs,  # sessions to be stored are measured longer
+            PLAN.suspect_pairs,
+            suspicious,
+        ):
+            ratios += pairs(more)
         return ratios
 
     def _sample(self) -> float:
@@ -110,7 +121,7 @@ def rate(found: Baselines, machine: Machine, slowdown: float, trials: int) -> fl
     entry = found.entry(one)
     failed = 0
     for _ in range(trials):
-        now = {"decode_speedup": ratio_metric("decode_speedup", machine.speedup(2.0, slowdown))}
+        now = {"decode_speedup": ratio_metric("decode_speedup", machine.speedup(2.0, slowdown, entry))}
         failed += compare(record(now), entry).failed
     return failed / trials
 

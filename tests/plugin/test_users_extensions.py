@@ -112,3 +112,19 @@ def test_an_optimization_that_breaks_its_budget_fails_without_a_baseline(project
 def test_what_a_hook_may_not_return_is_said(project: Project, addition: str, message: str) -> None:
     project.pytester.makeconftest(f"{CONFTEST}\n\n{addition}\n")
     assert message in project.refused("--pio-model=small")
+
+
+def test_what_a_technique_imports_is_imported_before_anything_is_measured(project: Project) -> None:
+    """Whatever warnings a library has, and whether or not it is there."""
+    project.pytester.makepyfile(
+        warns_at_import="import warnings; warnings.warn('deprecated', DeprecationWarning)"
+    )
+    imports = 'imports = ("no_such_module", "warns_at_import")\n    refused_type:'
+    project.pytester.makeconftest(CONFTEST.replace("refused_type:", imports, 1))
+    project.pytester.makeini("[pytest]\nfilterwarnings = error::DeprecationWarning\n")
+    project.pytester.makepyfile(
+        test_mine="import sys\n\ndef test_there(pio_model):\n    assert 'warns_at_import' in sys.modules\n"
+    )
+    project.run(
+        "test_mine.py", "-k", "test_there", "--pio-model=small", "--pio-optimization=wide_arithmetic"
+    ).assert_outcomes(passed=1)
