@@ -26,9 +26,9 @@ class Budget:
 
     `image_size` is the side in pixels of the drawing that a model which takes images sees before its text. `pairs` is
     the number of before/after pairs, `most_pairs` where noise asks for more, `suspect_pairs` where the baseline says
-    that something got slower, and where noise asks for more of what becomes a baseline. `load` is the arrival rate of requests, `objective_*` the latency objective of goodput,
-    all as multiples of what the unoptimized model does with one request alone, so that they mean the same on every
-    machine.
+    that something got slower, and where noise asks for more of what becomes a baseline. `load` is the arrival rate of
+    requests, `objective_*` the latency objective of goodput, all as multiples of what the unoptimized model does with
+    one request alone, so that they mean the same on every machine.
 
     Raises:
         TypeError, ValueError: what is no number, or a count with which nothing would be measured, by its field's name.
