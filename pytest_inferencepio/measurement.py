@@ -149,8 +149,8 @@ class Measurement:
         """Run `work` on both runners in turn; pytest-benchmark times the optimized side.
 
         Where the machine is noisy pairs are added, up to the budget's `most_pairs`, and up to its `suspect_pairs`
-        while they are `suspicious` or to be stored, unless `pairs` says how many. Without a reference (or with `with_reference` false)
-        only the optimized side runs, and `Paired.before` stays empty.
+        while they are `suspicious` or to be stored, unless `pairs` says how many. Without a reference (or with
+        `with_reference` false) only the optimized side runs, and `Paired.before` stays empty.
         """
         from pytest_inferencepio.measure.timing import Interleaver, pairs_wanted
 

@@ -84,7 +84,7 @@ class Run:
     def looks_slower(self, record: Record) -> bool:
         """Whether a speed ratio of `record`, of fewer pairs than can be had, is worth more of them.
 
-        Only where the run compares: what it is to store is measured as the next run will.
+        Only where the run compares: what is to be stored must not depend on what was stored before.
         """
         if not self.settings.gate or self.settings.update_baseline:
             return False

@@ -40,8 +40,9 @@ class NativeDecoder(Optimization):
     `generate()` does not notice: the cache is a transformers `Cache` (bf16 or float32 rows allocated ahead, or
     kv_int8's), which can be cropped, reordered, repeated and reset, so beams, assisted generation and
     prompt_lookup work. Batches padded on the left, full masks, M-RoPE positions and DeepStack inputs are
-    done; the vision tower's patch embedding is computed as the matrix product that it is. Gradients, attention maps, hidden states and foreign caches take transformers' path, which is said
-    once. Ctrl-C ends a long prefill within a second and leaves the cache as it was.
+    done. Gradients, attention maps, hidden states and foreign caches take transformers' path, which is said
+    once. Ctrl-C ends a long prefill within a second and leaves the cache as it was. Of Qwen3-VL's vision tower
+    the patch embedding alone is replaced, by the matrix product that it is.
 
     Bound: activations are rounded to the model's dtype where transformers rounds them; sums are float32 in
     another order. Absorbed queries are rounded once more.

@@ -57,13 +57,6 @@ def test_a_forward_that_somebody_else_replaced_stays(vision_model: Any, embed: A
         del embed.__dict__["forward"]
 
 
-def test_a_convolution_whose_patches_overlap_is_left_alone(vision_model: Any) -> None:
-    visual = copy.deepcopy(vision_model.model.visual)
-    visual.patch_embed.proj.stride = (1, 1, 1)
-    multiply_patches(visual)
-    assert "forward" not in visual.patch_embed.__dict__
-
-
 @pytest.mark.parametrize("technique", ["native_decoder", "fused_ops"])
 def test_techniques_that_use_it_give_it_back(runner: Runner, embed: Any, technique: str) -> None:
     undo = apply_all(runner, parse(technique))
