@@ -252,8 +252,8 @@ def _deterministic(case: Case, rule: Rule) -> Finding | None:
     before = case.history.latest.value
     assert case.now is not None
     tolerance = tolerance_of(rule, case.limits, same_machine=case.history.same_machine, n=case.now.n)
-    if rule is Rule.EXACT and before.is_integer():
-        tolerance = Tolerance()
+    if rule is Rule.EXACT and before.is_integer() and case.value.is_integer():
+        tolerance = Tolerance()  # counts and bytes; a ratio near 1 is none of them
     worse = case.sign * (case.value - before)
     if abs(worse) <= tolerance.allowed(before):
         return None

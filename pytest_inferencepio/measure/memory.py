@@ -76,6 +76,10 @@ def _ratio(name: str, before: Metric | None, after: Metric | None) -> Metric:
     return metric(name, after.value / before.value, n=min(before.n, after.n))
 
 
+# Of the last prompt, not of the model: Qwen3-VL keeps its positions there, and only a model that has run has them.
+_PROMPT_STATE = frozenset({"rope_deltas"})
+
+
 def held_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters, buffers and tensors in plain attributes (packed weights, rings), with their full names.
 
@@ -83,6 +87,8 @@ def held_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """
     for prefix, part in module.named_modules(remove_duplicate=False):
         for name, value in [*part._parameters.items(), *part._buffers.items(), *vars(part).items()]:
+            if name in _PROMPT_STATE:
+                continue
             for tensor in _tensors(value):
                 yield f"{prefix}.{name}", tensor
 

@@ -152,7 +152,7 @@ def curve_notes(curve: dict[int, Paired[Batch]]) -> list[str]:
 def calibrate(reference: Runner, budget: Budget, seed: int = 0) -> tuple[float, Objective]:
     """Arrival rate (requests/s) and objective for this machine, from one request alone on `reference`.
 
-    All rows of a model get the same load and objective, so a faster one shows.
+    Both sides of a comparison get the same load and objective, so a faster model shows.
     """
     prompt = workloads.token_rows(reference, [budget.prompt_tokens], seed)
     request = Request("alone", tuple(prompt[0]), budget.request_new_tokens)

@@ -50,6 +50,7 @@ class TestAnswers:
             ("bytes_read_per_token", 1e6, 1.01e6, 1.03e6),
             ("weight_memory", 123456789, 123456789, 123456790),
             ("weight_memory_ratio", 1 / 3, 1 / 3, 0.3334),
+            ("weight_memory_ratio", 1.0, 1.0000008, 1.00001),  # the six digits that are stored
             ("kv_bytes_per_token", 512, 512, 513),
             ("recompilations", 0, 0, 1),
             ("nonfinite_outputs", 0, 0, 1),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import build
 from torch import nn
 
 from optimizations.runner import Runner
@@ -169,3 +170,12 @@ def test_a_generation_in_a_fresh_process_takes_more_than_none() -> None:
         metrics["peak_memory"].value
     )
     assert "CPU allocator keeps no high-water mark" in str(metrics["allocator_peak"].reason)
+
+
+def test_what_a_prompt_leaves_behind_is_no_weight() -> None:
+    """Qwen3-VL keeps the positions of its last prompt: a model that has run weighs what a fresh one does."""
+    model = build("qwen3_vl_2b", torch.float32).model
+    before = memory.weight_memory(model)
+    model.generate(input_ids=torch.ones(1, 5, dtype=torch.int64), max_new_tokens=1, do_sample=False)
+    assert model.model.rope_deltas is not None
+    assert memory.weight_memory(model) == before
