@@ -158,7 +158,7 @@ void Decoder::turn(const Pass& pass, const Block& block, Address x, const Norm* 
   const int64_t angle = block.first_batch * pass.angle_batch + block.first_token * model_.rope;
   norm_rope(x, n ? n->weight : 0, element(pass.cos, angle), element(pass.sin, angle), out, block.batch, block.tokens,
             heads, dim, model_.rope, block.tokens * x_token, x_token, pass.angle_batch, neighbours, n ? n->eps : 0.0f,
-            model_.dtype, pass.threads);
+            model_.dtype, model_.dtype, pass.threads);
 }
 
 void Decoder::grouped(const Pass& pass, const Block& block, size_t layer, const Grouped& a) {

@@ -1,14 +1,15 @@
 // Per-head RMSNorm and rotary position embedding in one pass, written head-major as attention wants it.
 // Two rotations: halves (x[i], x[i + d/2]) of Qwen3, and neighbours (x[2i], x[2i+1]) of GLM, whose result torch leaves
 // de-interleaved. cos and sin arrive mixed (M-RoPE has happened before): one row of `rope` values per token.
-// Every product is kept in the element type before the sum, as in the separate torch ops.
+// Every product is kept in the angles' type before the sum, as in the separate torch ops: text decoders have them in
+// the element type, Qwen3-VL's vision tower in float32, where nothing is rounded before the result.
 #ifdef PIO_ISA
 #include "simd/kept.inc"
 namespace pio::PIO_ISA {
 
-template <class T>
-PIO_INLINE void rotate(T* out, const float* first, const float* second, const T* cos, const T* sin, int64_t half,
-                       int64_t second_angle) {
+template <class T, class Angle>
+PIO_INLINE void rotate(T* out, const float* first, const float* second, const Angle* cos, const Angle* sin,
+                       int64_t half, int64_t second_angle) {
   for (int64_t i = 0; i < half; i += 16) {
     const int n = static_cast<int>(half - i < 16 ? half - i : 16);
     const F32 x = load_n(first + i, n), y = load_n(second + i, n);
@@ -20,13 +21,13 @@ PIO_INLINE void rotate(T* out, const float* first, const float* second, const T*
 }
 
 // A head of a.dim values: normalized when there is a weight, the last a.rope of them rotated.
-template <class T>
+template <class T, class Angle>
 void norm_rope_head(const NormRope& a, int64_t batch, int64_t token, int64_t head) {
   const T* x = static_cast<const T*>(a.x) + batch * a.x_batch + token * a.x_token + head * a.dim;
   T* out = static_cast<T*>(a.out) + ((batch * a.heads + head) * a.tokens + token) * a.dim;
   const int64_t angle = batch * a.angle_batch + token * a.rope, plain = a.dim - a.rope, half = a.rope / 2;
-  const T* cos = static_cast<const T*>(a.cos) + angle;
-  const T* sin = static_cast<const T*>(a.sin) + angle;
+  const Angle* cos = static_cast<const Angle*>(a.cos) + angle;
+  const Angle* sin = static_cast<const Angle*>(a.sin) + angle;
   alignas(64) float row[kWidest + 16];
   const T* weight = static_cast<const T*>(a.weight);
   const F32 inverse = set(weight ? inverse_rms(x, a.dim, a.eps) : 1.0f);
@@ -52,8 +53,12 @@ void norm_rope_head(const NormRope& a, int64_t batch, int64_t token, int64_t hea
 void norm_rope_heads(const NormRope& a, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t head = i % a.heads, token = i / a.heads % a.tokens, batch = i / a.heads / a.tokens;
-    a.dtype == Dtype::f32 ? norm_rope_head<float>(a, batch, token, head)
-                          : norm_rope_head<uint16_t>(a, batch, token, head);
+    if (a.dtype == Dtype::f32)
+      norm_rope_head<float, float>(a, batch, token, head);
+    else if (a.angles == Dtype::f32)
+      norm_rope_head<uint16_t, float>(a, batch, token, head);
+    else
+      norm_rope_head<uint16_t, uint16_t>(a, batch, token, head);
   }
 }
 
@@ -72,7 +77,7 @@ struct NormRope {
   int64_t angle_batch;       // elements between batches of cos and sin; 0 when they share positions
   bool neighbours;
   float eps;
-  Dtype dtype;
+  Dtype dtype, angles;
 };
 }  // namespace pio
 #define PIO_FILE "src/norm_rope.cc"
@@ -84,16 +89,17 @@ PIO_TABLE(norm_rope_heads)
 
 // out[b, h, t] = rope(weight * x[b, t, h] / rms) over heads of `dim` values, the last `rope` of which are rotated.
 // x: heads dense, x_token and x_batch elements between tokens and batches; weight: [dim] or 0 for no norm;
-// cos, sin: [1 or batch, tokens, rope]; out: [batch, heads, tokens, dim] dense.
+// cos, sin: [1 or batch, tokens, rope] of `angle_dtype`, x's or float32; out: [batch, heads, tokens, dim] dense.
 void norm_rope(Address x, Address weight, Address cos, Address sin, Address out, int64_t batch, int64_t tokens,
                int64_t heads, int64_t dim, int64_t rope, int64_t x_batch, int64_t x_token, int64_t angle_batch,
-               bool neighbours, float eps, int dtype, int threads) {
-  const Dtype type = require_dtype(dtype, "norm_rope");
+               bool neighbours, float eps, int dtype, int angle_dtype, int threads) {
+  const Dtype type = require_dtype(dtype, "norm_rope"), angles = require_dtype(angle_dtype, "norm_rope");
+  require(angles == type || angles == Dtype::f32, "norm_rope: angles of bfloat16 need values of bfloat16");
   if (batch * tokens * heads == 0) return;  // an empty tensor has no address
   const size_t alignment = size_of(type);
   require_address(x, alignment, "norm_rope", "x");
-  require_address(cos, alignment, "norm_rope", "cos");
-  require_address(sin, alignment, "norm_rope", "sin");
+  require_address(cos, size_of(angles), "norm_rope", "cos");
+  require_address(sin, size_of(angles), "norm_rope", "sin");
   require_address(out, alignment, "norm_rope", "out");
   require(dim > 0 && dim <= kWidest, "norm_rope: a head must have 1 to 1024 values, got " + std::to_string(dim));
   require(rope >= 0 && rope % 2 == 0 && rope <= dim,
@@ -112,7 +118,8 @@ void norm_rope(Address x, Address weight, Address cos, Address sin, Address out,
                    angle_batch,
                    neighbours,
                    eps,
-                   type};
+                   type,
+                   angles};
   const int64_t grain = std::max<int64_t>(1, kPieceBytes / (dim * static_cast<int64_t>(alignment)));
   parallel_for(batch * tokens * heads, grain, threads,
                [&](int64_t begin, int64_t end) { PIO_CALL(norm_rope_heads)(a, begin, end); });

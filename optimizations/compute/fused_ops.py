@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optimizations.contract import (
     ROUNDING_BUDGET,
@@ -19,10 +17,10 @@ from optimizations.contract import (
     Target,
     Undo,
 )
-from optimizations.errors import Refusal
+from optimizations.forwards import attention_interface, replace_forwards
 from optimizations.native.fused import add_rms_norm, norm_rope, rms_norm, swiglu
 from optimizations.native.loader import native
-from optimizations.vision.patch_product import embed_patches
+from optimizations.vision.tower import TOWER
 
 if TYPE_CHECKING:
     from optimizations.runner import Runner
@@ -39,8 +37,9 @@ class FusedOps(Optimization):
     its 7 matrix products, microseconds of dispatch each; 40 of them become 5 calls of 6 to 12 us, a few of
     which are arithmetic. The rotary call covers Qwen3's halves, Qwen3-VL's M-RoPE (mixed into cos and sin by
     the model's rotary module) and GLM's interleaved part of a head, and writes head-major, as attention
-    reads. Linear layers are only called, never read, so packed weights compose. Qwen3-VL's patch embedding, a
-    convolution of one patch each, becomes the matrix product that it is.
+    reads. Linear layers are only called, never read, so packed weights compose. In Qwen3-VL's vision tower the
+    rotation and GELU are one call each, and the patch embedding, a convolution of one patch each, becomes the
+    matrix product that it is.
 
     Bound: every intermediate is rounded to the model's dtype where transformers rounds it, the variance is
     float32; only the order of that sum differs, so outputs are nearly all equal and at most two units in the
@@ -71,41 +70,7 @@ class FusedOps(Optimization):
 
     def apply(self, runner: Runner) -> Undo:
         native()  # a missing build is an error now, not in the middle of a generation
-        changed: list[nn.Module] = []
-
-        def undo() -> None:
-            while changed:
-                del changed.pop().__dict__["forward"]
-
-        try:
-            for name, module in runner.model.named_modules():
-                replacement = REPLACEMENTS.get(type(module).__name__)
-                if replacement is not None:
-                    _replace(name, module, replacement)
-                    changed.append(module)
-        except BaseException:
-            undo()
-            raise
-        return undo
-
-
-Forward = Callable[..., Any]
-
-
-def _replace(name: str, module: nn.Module, replacement: Callable[..., Any]) -> None:
-    """`module.forward` becomes `replacement(module, original, ...)`; with gradients enabled, the original."""
-    if "forward" in module.__dict__:
-        raise Refusal(
-            f"the forward of {name} has already been replaced by something else; apply fused_ops first"
-        )
-    original = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            return original(*args, **kwargs)
-        return replacement(module, *args, **kwargs)
-
-    module.__dict__["forward"] = forward
+        return replace_forwards(runner.model, REPLACEMENTS, self.name)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
@@ -167,19 +132,12 @@ def _positions_first(
     )
 
 
-def _interface(attention: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    eager = sys.modules[type(attention).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
-
-
 def _finish(attention: Any, q: Tensor, k: Any, v: Any, mask: Tensor | None, kwargs: dict[str, Any]) -> Any:
     """Attention proper and the output projection, as the original modules call them."""
     if hasattr(attention, "sliding_window"):
         kwargs["sliding_window"] = attention.sliding_window
     dropout = attention.attention_dropout if attention.training else 0.0
-    out, weights = _interface(attention)(
+    out, weights = attention_interface(attention)(
         attention, q, k, v, mask, dropout=dropout, scaling=attention.scaling, **kwargs
     )
     batch, tokens = q.shape[0], q.shape[2]
@@ -257,5 +215,5 @@ REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "Qwen3MoeRMSNorm": _normed,
     "Qwen3VLTextRMSNorm": _normed,
     "Glm4MoeLiteRMSNorm": _normed,
-    "Qwen3VLVisionPatchEmbed": embed_patches,
+    **TOWER,
 }

@@ -41,8 +41,8 @@ class NativeDecoder(Optimization):
     kv_int8's), which can be cropped, reordered, repeated and reset, so beams, assisted generation and
     prompt_lookup work. Batches padded on the left, full masks, M-RoPE positions and DeepStack inputs are
     done. Gradients, attention maps, hidden states and foreign caches take transformers' path, which is said
-    once. Ctrl-C ends a long prefill within a second and leaves the cache as it was. Of Qwen3-VL's vision tower
-    the patch embedding alone is replaced, by the matrix product that it is.
+    once. Ctrl-C ends a long prefill within a second and leaves the cache as it was. Qwen3-VL's vision tower keeps
+    its blocks in Python; patch embedding, rotation and GELU are done as in fused_ops.
 
     Bound: activations are rounded to the model's dtype where transformers rounds them; sums are float32 in
     another order. Absorbed queries are rounded once more.
@@ -82,7 +82,8 @@ class NativeDecoder(Optimization):
     def apply(self, runner: Runner) -> Undo:
         from optimizations.decoder.forward import NativeForward
         from optimizations.decoder.plan import build_plan
-        from optimizations.vision.patch_product import multiply_patches
+        from optimizations.forwards import replace_forwards
+        from optimizations.vision.tower import TOWER
 
         native()  # a missing build is an error now, not in the middle of a generation
         model, decoder = runner.model, runner.model.get_decoder()
@@ -95,7 +96,7 @@ class NativeDecoder(Optimization):
                 undos.pop()()
 
         try:
-            undos.append(multiply_patches(model))
+            undos.append(replace_forwards(model, TOWER, self.name))
             undos.append(_absorb(decoder))
             plan = build_plan(decoder)
             decoder.__dict__["forward"] = NativeForward(decoder, plan, decoder.forward)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn import functional
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -40,9 +40,14 @@ def norm_rope(
     )
     c2, s2 = (c[..., :half], s[..., :half]) if neighbours else (c[..., half:], s[..., half:])
     rotated = (first * c[..., :half] - second * s[..., :half], second * c2 + first * s2)
-    return torch.cat((plain, *rotated), dim=-1)
+    return torch.cat((plain, *(part.to(x.dtype) for part in rotated)), dim=-1)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
-    return silu(gate) * up
+    return functional.silu(gate) * up
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))"""
+    return functional.gelu(x, approximate="tanh")

@@ -1,4 +1,4 @@
-"""Add+RMSNorm, norm+rope and SwiGLU on every instruction set, against float64 and against transformers' rounding."""
+"""Add+RMSNorm, norm+rope, SwiGLU and GELU on every instruction set, against float64 and against transformers' rounding."""
 
 from __future__ import annotations
 
@@ -82,6 +82,33 @@ def test_swiglu_is_exact_up_to_its_roundings(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gelu_is_exact_up_to_its_rounding(
+    isa: str, width: int, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Also where the tanh is within a rounding of -1: torch's form cancels there, in float64 too."""
+    x = random((5, width), dtype, generator).mul(3)
+    wide = x.double()
+    slope = 2 * (2 / torch.pi) ** 0.5 * wide * (1 + 0.044715 * wide**2)
+    exact = wide * slope.sigmoid()
+    got = fused.gelu(x).double()
+    of_exponent = 3 * torch.finfo(torch.float32).eps * slope.abs()
+    assert ((got - exact).abs() <= (1.1 * UNIT[dtype] + of_exponent) * exact.abs() + 1e-30).all()
+    near = fused_reference.gelu(wide)
+    assert ((got - near).abs() <= (1.1 * UNIT[dtype] + of_exponent) * near.abs() + 1e-12).all()
+
+
+def test_gelu_at_the_ends_of_its_range(isa: str) -> None:
+    x = torch.tensor([0.0, -0.0, 30.0, -30.0, 3e38, -3e38, 1e-38, float("nan")])
+    got = fused.gelu(x)
+    assert torch.equal(got[[0, 1, 2, 4]], x[[0, 1, 2, 4]])
+    assert got[3].abs() < 1e-30
+    assert got[5].abs() < 10
+    assert got[6] == pytest.approx(0.5e-38, rel=1e-6)
+    assert got[7].isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("shape", HEADS)
 def test_norm_rope_is_exact_up_to_its_roundings(
@@ -144,6 +171,20 @@ def test_rotation_alone_has_the_bits_of_the_separate_torch_ops(
     assert torch.equal(got, fused_reference.norm_rope(x, None, cos, sin, EPS, neighbours))
 
 
+@pytest.mark.parametrize("shape", HEADS)
+def test_float32_angles_turn_bfloat16_heads_with_one_rounding(
+    isa: str, shape: tuple[int, int, int, int, int, bool], generator: torch.Generator
+) -> None:
+    """As the vision tower of Qwen3-VL does: products and their sum in float32."""
+    batch, tokens, heads, dim, rope, neighbours = shape
+    x = random((batch, tokens, heads, dim), torch.bfloat16, generator)
+    cos, sin = angles(1, tokens, rope, torch.float32, generator)
+    got = fused.norm_rope(x, None, cos, sin, EPS, neighbours)
+    wide = fused_reference.norm_rope(x.float(), None, cos, sin, EPS, neighbours)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, wide.bfloat16())
+
+
 def test_threads_and_repeats_do_not_change_a_bit(isa: str, generator: torch.Generator) -> None:
     x = random((70, 1000), torch.bfloat16, generator)
     weight = random((1000,), torch.bfloat16, generator)
@@ -155,7 +196,7 @@ def test_threads_and_repeats_do_not_change_a_bit(isa: str, generator: torch.Gene
         torch.set_num_threads(threads)
         total, normed = fused.add_rms_norm(x, x.flip(0), weight, EPS)
         turned = fused.norm_rope(heads, weight[:100].clone(), cos, sin, EPS)
-        results.append((total, normed, turned, fused.swiglu(x, total)))
+        results.append((total, normed, turned, fused.swiglu(x, total), fused.gelu(x)))
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -165,6 +206,7 @@ def test_halves_of_one_tensor_are_read_in_place(isa: str, generator: torch.Gener
     both = random((2, 7, 96), torch.bfloat16, generator)
     gate, up = both.chunk(2, -1)
     assert torch.equal(fused.swiglu(gate, up), fused.swiglu(gate.contiguous(), up.contiguous()))
+    assert torch.equal(fused.gelu(up), fused.gelu(up.contiguous()))
     weight = random((48,), torch.bfloat16, generator)
     assert torch.equal(fused.rms_norm(gate, weight, EPS), fused.rms_norm(gate.contiguous(), weight, EPS))
     cos, sin = angles(1, 7, 48, torch.bfloat16, generator)
@@ -177,12 +219,15 @@ def test_halves_of_one_tensor_are_read_in_place(isa: str, generator: torch.Gener
 def test_empty_input_gives_empty_output(isa: str) -> None:
     assert fused.rms_norm(torch.empty(0, 8), torch.ones(8), EPS).shape == (0, 8)
     assert fused.swiglu(torch.empty(0, 8), torch.empty(0, 8)).shape == (0, 8)
+    assert fused.gelu(torch.empty(0, 8)).shape == (0, 8)
 
 
 def test_a_wrong_dtype_is_named() -> None:
     x = torch.zeros(2, 8, dtype=torch.float16)
     with pytest.raises(TypeError, match="rms_norm: x must be float32 or bfloat16, got torch.float16"):
         fused.rms_norm(x, torch.ones(8), EPS)
+    with pytest.raises(TypeError, match="gelu: x must be float32 or bfloat16, got torch.float16"):
+        fused.gelu(x)
     with pytest.raises(TypeError, match="rms_norm: weight must be torch.float32, got torch.bfloat16"):
         fused.rms_norm(torch.zeros(2, 8), torch.ones(8, dtype=torch.bfloat16), EPS)
 
@@ -214,6 +259,10 @@ def test_wrong_heads_are_named() -> None:
         fused.norm_rope(x, None, torch.zeros(1, 2, 9), torch.zeros(1, 2, 9), EPS)
     with pytest.raises(ValueError, match="a head must have 1 to 1024 values, got 1025"):
         fused.norm_rope(torch.zeros(1, 2, 1, 1025), None, angle, angle, EPS)
+    with pytest.raises(TypeError, match="norm_rope: sin must be torch.float32, got torch.bfloat16"):
+        fused.norm_rope(x.bfloat16(), None, angle, angle.bfloat16(), EPS)
+    with pytest.raises(TypeError, match="norm_rope: cos must be torch.float32, got torch.bfloat16"):
+        fused.norm_rope(x, None, angle.bfloat16(), angle.bfloat16(), EPS)
     with pytest.raises(ValueError, match="the heads of x must be dense"):
         fused.norm_rope(x.transpose(1, 2), None, torch.zeros(1, 3, 8), torch.zeros(1, 3, 8), EPS)
 
@@ -226,6 +275,7 @@ def test_torch_sees_correct_operators(generator: torch.Generator) -> None:
     torch.library.opcheck(torch.ops.pio.add_rms_norm.default, (x, x.clone(), weight, EPS))
     torch.library.opcheck(torch.ops.pio.norm_rope.default, (heads, weight, cos, sin, EPS, False))
     torch.library.opcheck(torch.ops.pio.swiglu.default, (x, x.clone()))
+    torch.library.opcheck(torch.ops.pio.gelu.default, (x,))
 
 
 def test_a_gradient_is_refused_in_words() -> None:
