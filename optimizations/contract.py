@@ -97,6 +97,7 @@ class Optimization(ABC):
     conflicts: ClassVar[Mapping[str, str]] = {}  # other technique's name -> reason they cannot compose
     # Large modules that applying imports. A run imports them first: garbage collections then leave them out.
     imports: ClassVar[Sequence[str]] = ()
+    compiles: ClassVar[bool] = False  # applying compiles code that is kept on disk for later processes
 
     @abstractmethod
     def refusal(self, target: Target) -> str | None:

@@ -57,6 +57,7 @@ class TorchCompile(Optimization):
     budget: ClassVar[AccuracyBudget] = dataclasses.replace(ROUNDING_BUDGET, max_kl_divergence=0.01)
     differentiable: ClassVar[bool] = True
     imports: ClassVar[Sequence[str]] = ("torch._dynamo", "torch._inductor.compile_fx")
+    compiles: ClassVar[bool] = True
     conflicts: ClassVar[Mapping[str, str]] = {
         "kv_int8": "compiled layers read a preallocated cache in the model's dtype, not an int8 one",
         "prompt_lookup": "verifying drafts runs several tokens a step, which is never the compiled step of one",

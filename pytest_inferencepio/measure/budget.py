@@ -128,7 +128,7 @@ PRESETS: dict[str, Budget] = {
         generation_tokens=16,
         task_examples=12,
         task_distance=512,
-        processes=3,
+        processes=2,
         energy_seconds=1.0,
     ),
     "full": Budget(

@@ -91,6 +91,10 @@ def main() -> None:
     parser.add_argument(
         "--slow", type=float, default=0.10, help="extra time of the slow kernel, as a fraction"
     )
+    # Six times the weights of 5.6 MB: about what the whole model takes at its peak, so that this doubles.
+    parser.add_argument(
+        "--hungry", type=float, default=6.0, help="memory held for nothing, in multiples of the weights"
+    )
     parser.add_argument("--sessions", type=int, default=5, help="runs stored as baselines")
     parser.add_argument("--passes", type=int, default=10, help="unchanged runs that have to pass")
     parser.add_argument("--category", default="accuracy,inference_speed,memory_usage")
@@ -107,8 +111,7 @@ def main() -> None:
         for number in range(options.passes):
             done = gate.run(categories, "--benchmark-compare", rows=rows)
             print(f"unchanged {number + 1}: exit {done.returncode} {gate.failures() or ''}", flush=True)
-        # Six times the weights of 5.6 MB: about what the whole model takes at its peak, so that this doubles.
-        faults = f"slow_kernel={options.slow},hungry_cache=6,perturbed_weight=0.2"
+        faults = f"slow_kernel={options.slow},hungry_cache={options.hungry},perturbed_weight=0.2"
         done = gate.run(categories, "--benchmark-compare", fault=faults, rows=rows)
         print(f"faulty: exit {done.returncode}")
         for name, message in gate.failures().items():

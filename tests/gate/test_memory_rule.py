@@ -21,10 +21,10 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("before", "after", "status"),
         [
-            (1e9, 1.04e9, Status.PASSED),  # within 5 %
-            (10e6, 13e6, Status.PASSED),  # 30 %, but below the floor of 4 MB
-            (10e6, 20e6, Status.REGRESSION),
-            (1e9, 1.06e9, Status.REGRESSION),
+            (1e9, 1.015e9, Status.PASSED),  # within 2 %
+            (10e6, 11.5e6, Status.PASSED),  # 15 %, but below the floor of 2 MB
+            (10e6, 12.5e6, Status.REGRESSION),
+            (1e9, 1.03e9, Status.REGRESSION),
         ],
     )
     def test_relative_and_absolute_must_both_be_exceeded(
@@ -35,7 +35,7 @@ class TestMemory:
     def test_spread_of_the_sessions_is_added_to_the_floor(self, tmp_path: Path) -> None:
         found = stored(tmp_path, record(self.peak(20e6)))
         again = stored(tmp_path, record(self.peak(23e6)))
-        now = record(self.peak(27e6))
+        now = record(self.peak(26e6))
         assert judged(found, now).status is Status.REGRESSION
         entry = found.entry(now)
         assert entry is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,18 @@ def test_resident_memory_and_peak_are_read_in_bytes() -> None:
 def test_a_system_that_cannot_reset_the_peak_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(zygote, "CLEAR_REFS", tmp_path / "missing" / "clear_refs")
     assert zygote.reset_peak() is False
+
+
+def threads_that_allocate(megabytes: int) -> int:
+    """Blocks of many sizes that threads take and give back in any order, as loading a model does."""
+    import torch
+
+    sizes = [(1 << 14) * (1 + i % 40) for i in range(megabytes)]
+    with ThreadPoolExecutor(4) as pool:
+        return sum(pool.map(lambda n: int(torch.ones(n, dtype=torch.uint8)[-1]), sizes))
+
+
+def test_equal_processes_peak_at_the_same_height(processes: FreshProcesses) -> None:
+    """What the gate's floor of 2 MB rests on: the heap neither grows nor keeps memory by the order of threads."""
+    peaks = [processes.run(f"{__name__}:threads_that_allocate", {"megabytes": 400}).peak for _ in range(6)]
+    assert max(peaks) - min(peaks) < 1.5 * MB
