@@ -53,7 +53,10 @@ class IntegerFormat(WeightFormat):
         indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if indices is not None:
-            return _rows(parts["data"], parts["scales"], indices, rows, cols, self.bits, dtype)
+            look_up = (
+                _rows_op if torch.compiler.is_compiling() else _rows
+            )  # torch's dispatch costs 0.15 ms a token
+            return look_up(parts["data"], parts["scales"], indices, rows, cols, self.bits, dtype)
         blocks = self._blocks(parts, rows // stacked, cols, stacked)
         return torch.cat([dequantize(block, dtype=dtype) for block in blocks])
 
@@ -93,7 +96,6 @@ class IntegerFormat(WeightFormat):
         return [self._packed(parts["data"][cut], parts["scales"][cut], rows, cols) for cut in cuts]
 
 
-@custom_op("pio::packed_rows", mutates_args=(), device_types="cpu")
 def _rows(
     data: torch.Tensor,
     scales: torch.Tensor,
@@ -103,11 +105,16 @@ def _rows(
     bits: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Rows `indices` (int64 [n]) of a packed weight [rows, cols], dequantized; an operator so that it compiles."""
+    """Rows `indices` (int64 [n]) of a packed weight [rows, cols], dequantized."""
     return dequantize_rows(Packed.wrap(data, scales, rows, cols, bits), indices.contiguous(), dtype=dtype)
 
 
-@_rows.register_fake
+_rows_op = custom_op(
+    "pio::packed_rows", _rows, mutates_args=(), device_types="cpu"
+)  # what torch.compile sees
+
+
+@_rows_op.register_fake
 def _(
     data: torch.Tensor,
     scales: torch.Tensor,

@@ -1,0 +1,123 @@
+"""What a token of generate() costs beside the kernels; a demonstration, nothing pytest collects.
+
+    python tests/decoder/host_cost.py [--model=qwen3_4b_instruct_2507] [--layers=2] [--tokens=200] [--rounds=9]
+
+Decoding with native_decoder over int4 weights, few layers of published width and the whole vocabulary: the time between
+tokens, less what passes inside the decoder's native call and the output layer. What is left is Python: transformers'
+generation loop, its logits processors and the face of the kernels. It times things: leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from optimizations.registry import parse
+from optimizations.runner import Runner
+from optimizations.session import apply_all
+from pytest_inferencepio.catalog.configs import full_config
+from pytest_inferencepio.catalog.loading import converted_while_loading, random_model
+from pytest_inferencepio.measure.timing import quiet_rounds
+from pytest_inferencepio.models import catalog_models
+from pytest_inferencepio.stats import median_estimate
+
+SEED = 0
+
+
+class Clocked:
+    """Stands for an object of which one method is timed."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.seconds = inner, 0.0
+
+    def run(self, *arguments: Any) -> Any:
+        return self.timed(self.inner.run, *arguments)
+
+    def timed(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments)
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def build(name: str, layers: int) -> Runner:
+    (model,) = [one for one in catalog_models() if one.answers_to(name)]
+    config = full_config(model.name)
+    text = config.get_text_config(decoder=True)
+    text.num_hidden_layers = layers
+    for kinds in ("layer_types", "mlp_layer_types"):
+        if getattr(text, kinds, None):
+            setattr(text, kinds, getattr(text, kinds)[:layers])
+    parts = parse("weight_int4+native_decoder")
+    built = random_model(model.entry, config, converting=converted_while_loading(parts), seed=SEED)
+    built.generation_config.eos_token_id = None  # every generation runs to its length
+    built.generation_config.pad_token_id = 0
+    runner = Runner(built, None)
+    apply_all(runner, parts)
+    return runner
+
+
+def clocked(runner: Runner) -> Clocked:
+    """The clock of the native call and the output layer of `runner`, from now on."""
+    forward = runner.model.get_decoder().__dict__["forward"]
+    clock = Clocked(forward.plan.decoder)
+    forward.plan = dataclasses.replace(forward.plan, decoder=clock)
+    head = runner.model.get_output_embeddings()
+    multiply = head.forward
+    head.__dict__["forward"] = lambda x: clock.timed(multiply, x)
+    return clock
+
+
+def outside(runner: Runner, clock: Clocked, tokens: int) -> float:
+    """Seconds per token, the median of one generation, less the kernels'."""
+    prompt = torch.ones(1, 128, dtype=torch.int64)
+    inside: list[float] = []
+    _, moments = runner.timed_generate(
+        tokens,
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        stopping_criteria=[_note(clock, inside)],
+    )
+    gaps, kernels = ([b - a for a, b in itertools.pairwise(times)] for times in (moments, inside))
+    return median(gap - kernel for gap, kernel in zip(gaps, kernels, strict=True))
+
+
+def _note(clock: Clocked, inside: list[float]) -> Callable[..., torch.Tensor]:
+    """A stopping criterion that never stops and writes down the kernels' time so far."""
+
+    def criterion(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        inside.append(clock.seconds)
+        return torch.zeros(ids.shape[0], dtype=torch.bool)
+
+    return criterion
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="qwen3_4b_instruct_2507")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    runner = build(options.model, options.layers)
+    clock = clocked(runner)
+    with quiet_rounds():
+        found = [outside(runner, clock, options.tokens) for _ in range(options.rounds + 1)]
+    host = median_estimate(found[1:])
+    print(
+        f"{options.model}, {options.layers} layers, {torch.get_num_threads()} threads, seed {SEED}: "
+        f"{1e6 * host.value:.0f} us [{1e6 * host.low:.0f}, {1e6 * host.high:.0f}] per token outside the kernels"
+    )
+
+
+if __name__ == "__main__":
+    main()
