@@ -13,6 +13,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 
 from optimizations.contract import ROUNDING_BUDGET, AccuracyBudget, Fidelity, Kind, Optimization, Target, Undo
 from optimizations.errors import InvalidSpec
+from optimizations.repeatable import is_repeatable
 from optimizations.runner import Runner
 from optimizations.runtime.draft_length import DraftLength
 from optimizations.runtime.ngram_index import NgramIndex
@@ -71,7 +72,8 @@ class LookupCandidates(CandidateGenerator):
         self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int
     ) -> None:
         assert self._started is not None, "update before any candidates"
-        seconds = None if self._first else time.perf_counter() - self._started
+        timeless = self._first or is_repeatable()
+        seconds = None if timeless else time.perf_counter() - self._started
         self._first = False
         self.length.observe(self._drafted, int(num_matches), seconds)
         self.counts.steps += 1
@@ -86,7 +88,7 @@ class PromptLookup(Optimization):
     A suffix of the sequence is looked up in an incremental n-gram index, its continuation is verified in one
     forward pass, and the matching prefix is kept, so greedy output is the model's own and sampling keeps its
     distribution. The draft length follows measured acceptance and verification time: text that does not
-    repeat costs one dictionary lookup per token. Batches, beams and static caches run unassisted.
+    repeat costs one dictionary lookup per token; where answers are compared (`repeatable`), time is left out. Batches, beams and static caches run unassisted.
 
     Tokens are those of plain greedy decoding up to ties: a forward over several positions sums bf16 products
     in another order than one over a single position, and a tie within that rounding may fall the other way.

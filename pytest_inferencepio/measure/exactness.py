@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from optimizations.repeatable import repeatable
 from pytest_inferencepio import stats
 from pytest_inferencepio.errors import NotMeasurable
 from pytest_inferencepio.measure.metrics import from_estimate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Scores = Mapping[str, TaskScore]
 
 
+@repeatable()
 def task_scores(runner: Runner, budget: Budget, seed: int = 0) -> Scores:
     """Score `budget.task_examples` examples of every task this model can be asked, through its `generate`.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from optimizations.repeatable import repeatable
 from pytest_inferencepio import stats, workloads
 from pytest_inferencepio.measure.metrics import from_estimate
 from pytest_inferencepio.record import Metric, metric, not_measured
@@ -98,6 +99,7 @@ def greedy(runner: Runner, prompts: Sequence[Mapping[str, Any]], new_tokens: int
     return torch.stack(rows)
 
 
+@repeatable()
 def answers(runner: Runner, budget: Budget, seed: int = 0) -> Answers:
     """What the metrics compare, on inputs that are the same for the same budget, seed and tokenizer.
 

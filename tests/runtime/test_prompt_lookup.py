@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,8 +12,10 @@ import torch
 
 from optimizations.errors import IncompatibleOptimizations, InvalidSpec
 from optimizations.registry import parse
+from optimizations.repeatable import repeatable
 from optimizations.runner import Runner
 from optimizations.runtime import prompt_lookup
+from optimizations.runtime.draft_length import DraftLength
 from optimizations.runtime.prompt_lookup import STATE
 from optimizations.session import apply_all, optimize
 
@@ -41,6 +44,29 @@ def test_greedy_tokens_are_the_models_own(runner: Runner) -> None:
         counts = getattr(runner.model, STATE)
         assert 0 < counts.steps <= 24
         assert counts.drafted > 0
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_where_answers_are_compared_the_clock_decides_nothing(
+    make_runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch, compared: bool
+) -> None:
+    runner = make_runner("qwen3_4b_instruct_2507")
+    observe, drafted = DraftLength.observe, []
+    for per_token in (
+        0.0,
+        10.0,
+    ):  # seconds that a drafted token seems to take: nothing, or far more than a step
+
+        def told(
+            self: DraftLength, length: int, matched: int, seconds: float | None, each: float = per_token
+        ) -> None:
+            observe(self, length, matched, None if seconds is None else 1.0 + each * length)
+
+        monkeypatch.setattr(DraftLength, "observe", told)
+        with optimize(runner, "prompt_lookup"), repeatable() if compared else contextlib.nullcontext():
+            greedy(runner, max_new_tokens=64)
+            drafted.append(getattr(runner.model, STATE).drafted)
+    assert (drafted[0] == drafted[1]) is compared
 
 
 def test_looping_text_takes_fewer_steps(make_runner: Callable[..., Runner]) -> None:
