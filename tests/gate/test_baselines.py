@@ -154,7 +154,7 @@ def test_the_center_is_the_median_and_the_bias_shrinks_towards_the_prior(tmp_pat
     assert 0.012 < history.bias < PRIOR_BIAS
 
 
-def test_the_bias_of_all_ratios_of_the_file_is_the_prior_of_each(tmp_path: Path) -> None:
+def test_the_bias_of_all_ratios_of_a_technique_is_the_prior_of_each(tmp_path: Path) -> None:
     names = ("decode_speedup", "prefill_speedup", "speedup")
     found = baselines.read(tmp_path / "baselines")
     for day in range(1, 5):
@@ -168,6 +168,52 @@ def test_the_bias_of_all_ratios_of_the_file_is_the_prior_of_each(tmp_path: Path)
     assert entry.metrics["speedup"].bias == pytest.approx(
         math.sqrt((4 * pooled**2 + 3 * 0.0282**2) / 7), rel=0.01
     )
+
+
+def test_a_technique_learns_its_bias_from_other_models_and_a_new_one_from_the_others_of_its_file(
+    tmp_path: Path,
+) -> None:
+    """`restless` moves by 5 % between sessions on one model, `calm` on none; what neither measured is in between."""
+    found = baselines.read(tmp_path / "baselines")
+    here, there = {"model": "qwen3_4b_instruct_2507"}, {"model": "glm_4_7_flash"}
+    for day in range(1, 6):
+        moved = 2.0 * (1.05 if day % 2 else 1.0)
+        for model, technique, value in (
+            (here, "calm", 2.0),
+            (there, "restless", moved),
+            (there, "calm", 2.0),
+        ):
+            now = record(ratio(value), optimization=technique, **model)
+            found = store(found, now, f"2026-01-0{day}T00:00:00Z")
+    found = store(found, record(ratio(2.0), optimization="restless", **here), "2026-01-06T00:00:00Z")
+    found = store(found, record(ratio(2.0), optimization="new", **here), "2026-01-07T00:00:00Z")
+
+    def pooled(technique: str) -> float:
+        entry = found.entry(record({}, optimization=technique, **here))
+        assert entry is not None
+        return entry.metrics["decode_speedup"].pooled_bias
+
+    assert pooled("calm") < pooled("new") < PRIOR_BIAS < pooled("restless")
+
+
+def test_what_optimization_impact_repeats_is_no_further_evidence(tmp_path: Path) -> None:
+    alone, twice = (baselines.read(tmp_path / name) for name in ("alone", "twice"))
+    for day in range(1, 5):
+        value = ratio(2.0 * (1.05 if day % 2 else 1.0))
+        stamp = f"2026-01-0{day}T00:00:00Z"
+        alone = store(alone, record(value, category="inference_speed"), stamp)
+        twice = store(twice, record(value, category="inference_speed"), stamp)
+        twice = store(twice, record(value, category="optimization_impact"), stamp)
+    biases = []
+    for found, category in (
+        (alone, "inference_speed"),
+        (twice, "inference_speed"),
+        (twice, "optimization_impact"),
+    ):
+        entry = found.entry(record({}, category=category))
+        assert entry is not None
+        biases.append(entry.metrics["decode_speedup"].pooled_bias)
+    assert biases[0] == biases[1] == biases[2] > PRIOR_BIAS
 
 
 class TestUpdate:
