@@ -73,8 +73,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form (arXiv 1606.08415, eq. 2); x [..., n] with evenly spaced rows -> [..., n] dense.
 
-    Rounded once, as torch.nn.functional.gelu(approximate="tanh") does: 0.5 ms for 784 x 4,096 values in bfloat16 on
-    two cores with AVX-512, where torch takes 7.
+    Rounded once, as torch.nn.functional.gelu(approximate="tanh") does: 1.65 ms for 784 x 4,096 values in bfloat16
+    on two cores with AVX-512, where torch takes 6.1; 12.8 MB through a memory of 15 GB/s are 0.85.
 
     Raises: as `rms_norm`.
     """
