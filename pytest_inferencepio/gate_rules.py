@@ -177,10 +177,11 @@ def tolerance_of(rule: Rule, limits: Thresholds, *, same_machine: bool, n: int) 
 # A run makes some 200 comparisons of ratios, so three standard deviations would alarm falsely in every third run.
 # Simulated for one ratio with 5 stored sessions (tests/gate/test_gate_catches.py has the noise, of pairs / between
 # sessions): percent that fail when unchanged / 5 / 10 / 20 % slower, at three deviations and at four.
-#   calm    1.4 / 0.5 %    0.00 / 90 / 100 / 100    0.00 / 64 / 100 / 100
-#   shared  2.8 / 1.5 %    0.53 / 37 / 99 / 100     0.00 / 15 / 86 / 100
-#   noisy   4.2 / 3.0 %    5.0 / 24 / 63 / 98       1.3 / 9 / 35 / 90
-# The last line's false alarms come from a bias twice the assumed one, learned from one ratio; files hold a hundred.
+#   calm    1.4 / 0.5 %    0.00 / 99 / 100 / 100    0.00 / 73 / 100 / 100
+#   shared  2.8 / 1.5 %    1.05 / 42 / 99 / 100     0.20 / 15 / 92 / 100
+#   noisy   4.2 / 3.0 %    2.0 / 25 / 65 / 98       0.60 / 9 / 39 / 88
+# Each of 2,000 unchanged and 300 to 500 slower trials over 40 baselines. False alarms come from a bias above the assumed
+# one that a single ratio has not shown in five sessions; a technique's others show it too.
 DEVIATIONS = 4.0
 
 
