@@ -2,8 +2,8 @@
 
 Candidates of a row take turns (forwards, then backwards), over copies of the weights that together exceed the caches, so what
 they share of the machine's hours they share alike; the shortest of the rounds counts, as the one least disturbed. Limits are measured
-in the same run: read bandwidth (`stream_read`) and integer arithmetic on registers
-(`dot_products`, and `tile_products` on AMX).
+in the same run: read bandwidth (`stream_read`) and integer arithmetic on registers (`dot_products`, on AMX
+`tile_products` too).
 """
 
 from __future__ import annotations

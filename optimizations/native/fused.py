@@ -49,9 +49,10 @@ def norm_rope(
     """Heads normalized (when there is a weight), their last values rotated, laid out head-major.
 
     x [batch, tokens, heads, d]; weight [d] or None; cos, sin [1 or batch, tokens, r] in x's dtype, or in float32 (then
-    products are not rounded before their sum), with even r <= d <= 1024: the last r values of each head are rotated -> [batch, heads, tokens, d] dense. Plain: value i turns with i + r/2. With
-    `neighbours`, 2i turns with 2i + 1 and the result is left de-interleaved, as GLM and DeepSeek do. M-RoPE is mixed
-    into cos and sin by the model's rotary module.
+    products are not rounded before their sum), with even r <= d <= 1024: the last r values of each head are rotated
+    -> [batch, heads, tokens, d] dense. Plain: value i turns with i + r/2. With `neighbours`, 2i turns with 2i + 1 and
+    the result is left de-interleaved, as GLM and DeepSeek do. M-RoPE is mixed into cos and sin by the model's rotary
+    module.
 
     Raises: as `rms_norm`.
     """

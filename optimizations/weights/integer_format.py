@@ -53,9 +53,8 @@ class IntegerFormat(WeightFormat):
         indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if indices is not None:
-            look_up = (
-                _rows_op if torch.compiler.is_compiling() else _rows
-            )  # torch's dispatch costs 0.15 ms a token
+            # Only where torch has to see it: its dispatch costs 0.1 ms a token.
+            look_up = _rows_op if torch.compiler.is_compiling() else _rows
             return look_up(parts["data"], parts["scales"], indices, rows, cols, self.bits, dtype)
         blocks = self._blocks(parts, rows // stacked, cols, stacked)
         return torch.cat([dequantize(block, dtype=dtype) for block in blocks])
@@ -109,9 +108,7 @@ def _rows(
     return dequantize_rows(Packed.wrap(data, scales, rows, cols, bits), indices.contiguous(), dtype=dtype)
 
 
-_rows_op = custom_op(
-    "pio::packed_rows", _rows, mutates_args=(), device_types="cpu"
-)  # what torch.compile sees
+_rows_op = custom_op("pio::packed_rows", _rows, mutates_args=(), device_types="cpu")
 
 
 @_rows_op.register_fake

@@ -32,8 +32,8 @@ START_SECONDS = 180.0
 # numpy's linear algebra would otherwise start threads at import, which a fork does not carry over.
 # glibc takes blocks from its heap or from the system by a threshold that moves with what was freed before, and a heap
 # shrinks only at its end: equal processes with a tiny model peaked 10 MB apart, by the order in which threads came.
-# With everything above 64 KiB a mapping of its own and one heap for all threads they are within 0.3 MB: the peak is
-# what tensors take.
+# With everything above 64 KiB a mapping of its own and one heap for all threads they are within 0.6 MB: the peak
+# is what tensors take.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",

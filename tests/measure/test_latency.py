@@ -9,6 +9,7 @@ from pytest_inferencepio import workloads
 from pytest_inferencepio.measure import latency
 from pytest_inferencepio.measure.latency import Generation
 from pytest_inferencepio.measure.timing import Paired
+from pytest_inferencepio.suite.shared import steps_metric
 
 
 def known(first: float, gap: float, n: int = 4) -> Generation:
@@ -95,3 +96,12 @@ def test_pairs_of_real_generations(runner: Runner, perturbed: Runner) -> None:
         pairs.teardown()
     metrics = latency.speed_metrics(pairs.paired)
     assert metrics["speedup"].n == 3 and metrics["speedup"].measured
+
+
+def test_tokens_per_step_are_those_of_all_generations_together() -> None:
+    """One generation in three had a draft accepted: three tokens in one step."""
+    plain = Generation(4, 1.0, (0.1, 0.1, 0.1, 0.1), 1.4)
+    drafted = Generation(4, 1.0, (0.1, 0.0, 0.0, 0.1), 1.2)
+    found = steps_metric([plain, drafted, plain])
+    assert (found.value, found.low, found.high, found.n) == (12 / 10, 1.0, 2.0, 3)
+    assert steps_metric([plain]).value == 1.0
