@@ -9,6 +9,7 @@
 // clang-format off
 namespace pio {
 
+void dequantize(Address data, Address scales, int64_t rows, int64_t cols, int bits, int group, Address indices, int64_t count, Address out, int dtype, int threads);
 void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, const std::vector<uint64_t>& targets, int threads);
 void dense_linear(Address x, int64_t m, int64_t cols, int dtype, const std::vector<uint64_t>& targets, int threads);
 void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Address experts, Address weights, int64_t k, int64_t n_experts, Address gate_up_data, Address gate_up_scales, Address down_data, Address down_scales, int bits, int group, Address out, int threads);

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from optimizations.contract import Undo
 from optimizations.errors import Refusal
 
+# Set on a forward hook that does nothing where a cache is given: whoever gives one may pass it by.
+IDLE_WITH_CACHE = "idle_with_cache"
+
 
 def replace_forwards(
     model: nn.Module, replacements: Mapping[str, Callable[..., Any]], technique: str

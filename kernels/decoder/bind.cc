@@ -61,8 +61,9 @@ void bind_layers(nb::module_& m) {
            "before_attention"_a, "before_feed_forward"_a, "grouped"_a.none(), "latent"_a.none(), "mlp"_a.none(),
            "mixture"_a.none());
   nb::class_<Model>(m, "Model")
-      .def(nb::init<int64_t, int64_t, int, Norm, std::vector<Layer>>(), "hidden"_a, "rope"_a, "dtype"_a, "last"_a,
-           "layers"_a);
+      .def(nb::init<int64_t, int64_t, int, Norm, std::vector<Layer>, std::optional<Linear>, std::optional<Linear>>(),
+           "hidden"_a, "rope"_a, "dtype"_a, "last"_a, "layers"_a, "table"_a.none() = nb::none(),
+           "head"_a.none() = nb::none());
   nb::class_<LayerCache>(m, "LayerCache")
       .def(nb::init<Address, Address, Address, Address, Address, Address>(), "first"_a, "first_scales"_a,
            "first_channel"_a, "second"_a, "second_scales"_a, "second_channel"_a);
@@ -80,6 +81,14 @@ void run(Decoder& decoder, const CacheMemory& cache, const Visual& visual, Addre
   decoder.run(cache, visual, pass);
 }
 
+void step(Decoder& decoder, const CacheMemory& cache, Address tokens, Address logits, Address cos, Address sin,
+          int64_t angle_batch, Address mask, int64_t mask_batch, int64_t batch, int64_t start, int threads) {
+  const Pass pass = {0,    0,     cos, sin,   angle_batch, mask,       mask_batch, 0,
+                     true, batch, 1,   start, threads,     Dtype::f32, nullptr,    nullptr};
+  require_address(tokens, sizeof(int64_t), "decoder", "tokens");
+  decoder.step(cache, reinterpret_cast<const int64_t*>(tokens), logits, pass);
+}
+
 }  // namespace
 
 void bind(nb::module_& module) {
@@ -92,6 +101,8 @@ void bind(nb::module_& module) {
       .def("run", &run, nb::call_guard<nb::gil_scoped_release>(), "cache"_a, "visual"_a, "x"_a, "out"_a, "cos"_a,
            "sin"_a, "angle_batch"_a, "mask"_a, "mask_batch"_a, "mask_query"_a, "causal"_a, "batch"_a, "tokens"_a,
            "start"_a, "threads"_a)
+      .def("step", &step, nb::call_guard<nb::gil_scoped_release>(), "cache"_a, "tokens"_a, "logits"_a, "cos"_a, "sin"_a,
+           "angle_batch"_a, "mask"_a, "mask_batch"_a, "batch"_a, "start"_a, "threads"_a)
       .def_prop_ro("scratch_bytes", &Decoder::scratch_bytes)
       .def_prop_rw("block_rows", &Decoder::block_rows, &Decoder::set_block_rows);
   m.def("absorbs", &absorbs, "queries"_a, "length"_a, "nope"_a, "rope"_a, "v"_a, "rank"_a);

@@ -35,6 +35,7 @@ Decoder::Decoder(Model model, std::function<void()> poll)
       dtype_(require_dtype(model_.dtype, "decoder")),
       size_(static_cast<int64_t>(size_of(dtype_))) {
   require(!model_.layers.empty(), "decoder: a model must have layers");
+  require(model_.table.has_value() == model_.head.has_value(), "decoder: table and head come together");
   int64_t most = 1;
   for (const Layer& layer : model_.layers) {
     require(layer.grouped.has_value() != layer.latent.has_value(), "decoder: a layer has one kind of attention");
@@ -83,6 +84,16 @@ std::vector<Block> Decoder::blocks(const Pass& pass) const {
 
 void Decoder::run(const CacheMemory& cache, const Visual& visual, Pass pass) {
   const std::lock_guard<std::mutex> alone(busy_);
+  run_layers(cache, visual, pass);
+  trim();
+}
+
+void Decoder::trim() {
+  if (scratch_bytes() <= kKept) return;
+  for (Buffer& buffer : buffers_) buffer.release();
+}
+
+void Decoder::run_layers(const CacheMemory& cache, const Visual& visual, Pass& pass) {
   pass.cache = &cache;
   pass.visual = &visual;
   pass.dtype = dtype_;
@@ -106,8 +117,6 @@ void Decoder::run(const CacheMemory& cache, const Visual& visual, Pass pass) {
     }
   }
   for (const Block& block : all) leave_stack(pass, block);
-  if (scratch_bytes() > kKept)
-    for (Buffer& buffer : buffers_) buffer.release();
 }
 
 void Decoder::enter_layer(const Pass& pass, const Block& block, size_t layer) {

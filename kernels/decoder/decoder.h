@@ -53,6 +53,11 @@ class Decoder {
   // Throws std::invalid_argument when the arguments do not fit the model.
   void run(const CacheMemory& cache, const Visual& visual, Pass pass);
 
+  // One token of every row (step.cc): looked up, passed through the layers and multiplied with the output layer.
+  // tokens: [batch] int64; logits: [batch, vocabulary]. Of `pass` x, out and tokens are not read. Throws as run, and
+  // where the model has no output layer or no such token.
+  void step(const CacheMemory& cache, const int64_t* tokens, Address logits, Pass pass);
+
   int64_t scratch_bytes() const;
   // Rows that go through a layer together.
   int64_t block_rows() const { return block_rows_; }
@@ -85,8 +90,14 @@ class Decoder {
     kWeights,
     kMixed,
     kExpanded,
+    kEmbedded,
+    kHidden,
     kSlots
   };
+
+  void run_layers(const CacheMemory& cache, const Visual& visual, Pass& pass);
+  void look_up(const int64_t* tokens, const Pass& pass, Address out) const;
+  void trim();
 
   void check(const Pass& pass) const;
   std::vector<Block> blocks(const Pass& pass) const;

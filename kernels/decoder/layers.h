@@ -84,6 +84,8 @@ struct Model {
   int dtype;     // check.h
   Norm last;
   std::vector<Layer> layers;
+  // Both or none: rows that tokens are looked up in, and the output layer, [vocabulary, hidden] each.
+  std::optional<Linear> table, head;
 };
 
 // Memory of one layer's cache for all rows of the batch. Dense: first [batch, kv_heads, capacity, d], second likewise.

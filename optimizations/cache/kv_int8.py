@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optimizations.contract import AccuracyBudget, Fidelity, Kind, Optimization, Target, Undo
 from optimizations.errors import InvalidSpec
+from optimizations.forwards import IDLE_WITH_CACHE
 from optimizations.native.loader import native
 
 if TYPE_CHECKING:
@@ -235,4 +236,5 @@ def _in_forward(decoder: Any, make: Any) -> Undo:
             kwargs["past_key_values"] = make()
         return args, kwargs
 
+    setattr(give_cache, IDLE_WITH_CACHE, True)
     return decoder.register_forward_pre_hook(give_cache, with_kwargs=True).remove

@@ -81,6 +81,7 @@ class NativeDecoder(Optimization):
 
     def apply(self, runner: Runner) -> Undo:
         from optimizations.decoder.forward import NativeForward
+        from optimizations.decoder.generation import native_caches, native_loop
         from optimizations.decoder.plan import build_plan
         from optimizations.forwards import replace_forwards
         from optimizations.vision.tower import TOWER
@@ -98,10 +99,12 @@ class NativeDecoder(Optimization):
         try:
             undos.append(replace_forwards(model, TOWER, self.name))
             undos.append(_absorb(decoder))
-            plan = build_plan(decoder)
-            decoder.__dict__["forward"] = NativeForward(decoder, plan, decoder.forward)
+            plan = build_plan(decoder, model.get_output_embeddings())
+            forward = NativeForward(decoder, plan, decoder.forward)
+            decoder.__dict__["forward"] = forward
             undos.append(lambda: decoder.__dict__.pop("forward"))
-            undos.append(_in_generate(model, plan.layers))
+            undos.append(native_caches(model, plan.layers))
+            undos.append(native_loop(model, forward))
         except BaseException:
             undo()
             raise
@@ -147,32 +150,5 @@ def _absorb(decoder: Any) -> Undo:
     def undo() -> None:
         for module in made:
             delattr(module, ABSORBED)
-
-    return undo
-
-
-def _in_generate(model: Any, layers: int) -> Undo:
-    """`generate` makes native caches where it would have made its default one; any other stays."""
-    from transformers.cache_utils import DynamicCache
-
-    from optimizations.decoder.cache import NativeCache
-
-    before = model.__dict__.get("_prepare_cache_for_generation")
-    original = model._prepare_cache_for_generation
-
-    def prepare(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        brought = model_kwargs.get("past_key_values")
-        original(generation_config, model_kwargs, *args, **kwargs)
-        made: Any = model_kwargs.get("past_key_values")
-        if brought is None and type(made) is DynamicCache and not made.offloading:
-            model_kwargs["past_key_values"] = NativeCache(layers)
-
-    model.__dict__["_prepare_cache_for_generation"] = prepare
-
-    def undo() -> None:
-        if before is None:
-            del model.__dict__["_prepare_cache_for_generation"]
-        else:
-            model.__dict__["_prepare_cache_for_generation"] = before
 
     return undo

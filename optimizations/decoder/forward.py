@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
 from optimizations.decoder.cache import Memory, NativeCache, usable
-from optimizations.decoder.masks import read_mask
+from optimizations.decoder.masks import GrowingMask, Mask, read_mask
 from optimizations.decoder.plan import Plan
-from optimizations.decoder.positions import Angles
+from optimizations.decoder.positions import Angles, rotary_positions
 from optimizations.native.loader import native
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,10 @@ class NativeForward:
         as_tuple = not self.decoder.config.return_dict if wanted is None else not wanted
         return output.to_tuple() if as_tuple else output
 
+    def refuses(self, cache: Any) -> str | None:
+        """Why a pass over tokens without a mask and with this cache takes transformers' path, or None."""
+        return self._reason(cache, {})
+
     def _reason(self, cache: Any, kwargs: dict[str, Any]) -> str | None:
         """Why transformers' path has to be taken, judged by everything but the inputs; None when it need not."""
         if torch.is_grad_enabled():
@@ -114,18 +118,74 @@ class NativeForward:
         self, x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any, visual: tuple[Any, Any]
     ) -> Tensor | str:
         """Hidden states after the last norm, or why the inputs cannot be taken. The cache grows when all is done."""
-        if x.dtype != self.plan.dtype or not x.is_cpu or not x.numel():
-            return f"inputs of shape {tuple(x.shape)} in {x.dtype} on {x.device}; it takes {self.plan.dtype} on cpu"
+        if odd := self._odd(x):
+            return odd
         batch, tokens = x.shape[0], x.shape[1]
         start: int = cache.layers[0].length
         seen = read_mask(mask, batch, tokens, start + tokens)
         if isinstance(seen, str):
             return seen
-        memory = self._memory.of(cache, batch, tokens)
-        angles = self._angles.at(start, tokens) if positions is None else self._angles.of(_rotary(positions))
+        angles = (
+            self._angles.at(start, tokens)
+            if positions is None
+            else self._angles.of(rotary_positions(positions))
+        )
         shown, kept = self._nothing_visual, None
         if visual[1]:
             shown, kept = self._visual(*visual)
+        out = self._call(x, seen, angles, cache, shown)
+        del kept  # its memory was read until here
+        return out
+
+    def step(self, tokens: Tensor, mask: GrowingMask, position: int | Tensor, cache: Any) -> Tensor:
+        """Logits [B, vocabulary] after one token per row; `refuses` has nothing against it and the plan has a vocabulary.
+
+        Args:
+            tokens: int64 [B], dense.
+            position: as `next_position` gives it.
+        """
+        batch, start = tokens.shape[0], cache.layers[0].length
+        angles = self._angles.at(position, 1) if isinstance(position, int) else self._angles.of(position)
+        seen = mask.of(start + 1)
+        memory = self._memory.of(cache, batch, 1)
+        logits = torch.empty((batch, self.plan.vocabulary), dtype=self.plan.dtype)
+        self.plan.decoder.step(
+            memory,
+            tokens.data_ptr(),
+            logits.data_ptr(),
+            *angles[:3],
+            0 if seen.seen is None else seen.seen.data_ptr(),
+            seen.batch,
+            batch,
+            start,
+            torch.get_num_threads(),
+        )
+        _advance(cache, start + 1)
+        return logits
+
+    def step_hidden(self, x: Tensor, mask: GrowingMask, position: int | Tensor, cache: Any) -> Tensor:
+        """`step` from embeddings x [B, 1, hidden] to hidden states after the last norm, of the same shape."""
+        if odd := self._odd(x):
+            raise ValueError(f"native_decoder: {odd}")
+        angles = self._angles.at(position, 1) if isinstance(position, int) else self._angles.of(position)
+        seen = mask.of(cache.layers[0].length + 1)
+        return self._call(x, seen, angles, cache, self._nothing_visual)
+
+    def _odd(self, x: Tensor) -> str | None:
+        """Why these embeddings cannot be taken."""
+        if x.dtype == self.plan.dtype and x.is_cpu and x.numel():
+            return None
+        return (
+            f"inputs of shape {tuple(x.shape)} in {x.dtype} on {x.device}; it takes {self.plan.dtype} on cpu"
+        )
+
+    def _call(
+        self, x: Tensor, seen: Mask, angles: tuple[int, int, int, Any], cache: Any, shown: Any
+    ) -> Tensor:
+        """The native call; `angles` and `seen` hold the memory that it reads."""
+        batch, tokens = x.shape[0], x.shape[1]
+        start: int = cache.layers[0].length
+        memory = self._memory.of(cache, batch, tokens)
         x = x.contiguous()
         out = torch.empty_like(x)
         self.plan.decoder.run(
@@ -143,9 +203,7 @@ class NativeForward:
             start,
             torch.get_num_threads(),
         )
-        del kept, angles, seen  # their memory was read until here
-        for layer in cache.layers:
-            layer.length = start + tokens
+        _advance(cache, start + tokens)
         return out
 
     def _visual(self, where: Tensor, embeds: list[Tensor]) -> tuple[Any, list[Tensor]]:
@@ -159,6 +217,11 @@ class NativeForward:
                     f"token, got {tuple(each.shape)}"
                 )
         return native().decoder.Visual(rows, [each.data_ptr() for each in held]), held
+
+
+def _advance(cache: Any, length: int) -> None:
+    for layer in cache.layers:
+        layer.length = length
 
 
 def _unknown(kwargs: dict[str, Any]) -> str | None:
@@ -182,8 +245,3 @@ def _odd_inputs(
     if input_ids is not None and input_ids.dim() != 2:
         return f"input_ids of {input_ids.dim()} dimensions"
     return None
-
-
-def _rotary(positions: Tensor) -> Tensor:
-    """The part of position_ids that turns: of Qwen3-VL's four rows the last three (text comes first)."""
-    return positions[1:] if positions.dim() == 3 and positions.shape[0] == 4 else positions

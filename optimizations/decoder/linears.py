@@ -12,7 +12,7 @@ from optimizations.native.loader import native
 from optimizations.native.packing import Packed
 from optimizations.weights.formats import Parts
 from optimizations.weights.integer_format import IntegerFormat
-from optimizations.weights.packed_modules import PackedExperts, PackedLinear, PackedModule
+from optimizations.weights.packed_modules import PackedEmbedding, PackedExperts, PackedLinear, PackedModule
 
 
 class Matrices:
@@ -41,6 +41,8 @@ class Matrices:
 
     def linear(self, name: str, module: Any, rows: int, cols: int) -> Any:
         """A linear layer of `rows` outputs and `cols` inputs; Refusal for a kind that has no native product."""
+        if not isinstance(module, nn.Module):
+            raise Refusal(f"{name} is missing")
         bias = module._parameters.get("bias")
         bias_address = 0 if bias is None else self.address(f"{name}.bias", bias.detach(), (rows,))
         if isinstance(module, PackedLinear):
@@ -54,6 +56,17 @@ class Matrices:
             )
         weight = self.address(f"{name}.weight", module.weight.detach(), (rows, cols))
         return native().decoder.Linear(weight, 0, bias_address, rows, cols, 0, 0)
+
+    def table(self, name: str, module: Any, rows: int, cols: int) -> Any:
+        """An embedding of `rows` tokens, packed or dense; Refusal for others."""
+        if isinstance(module, PackedEmbedding):
+            return self.linear(name, module.table, rows, cols)
+        if type(module) is not nn.Embedding or module.max_norm is not None:
+            raise Refusal(
+                f"{name} is a {type(module).__name__}; natively there are nn.Embedding, int8 and int4 rows"
+            )
+        weight = self.address(f"{name}.weight", module.weight.detach(), (rows, cols))
+        return native().decoder.Linear(weight, 0, 0, rows, cols, 0, 0)
 
     def _packed(self, name: str, parts: Parts, rows: int, cols: int, fmt: IntegerFormat) -> tuple[int, int]:
         packed = Packed.wrap(parts["data"], parts["scales"], rows, cols, fmt.bits)

@@ -68,3 +68,23 @@ def _full(mask: Tensor) -> Mask | str:
     mask = mask.contiguous()
     rows = mask.shape[0] > 1
     return Mask(mask, mask.stride(0) if rows else 0, mask.stride(1), False)
+
+
+class GrowingMask:
+    """Padding of a batch that gains one token after another; memory is made ahead, as the cache's is.
+
+    Args:
+        mask: [batch, length], zero where padded; None: nothing is.
+    """
+
+    def __init__(self, mask: Tensor | None) -> None:
+        self._seen = None if mask is None else mask.bool().contiguous()
+
+    def of(self, length: int) -> Mask:
+        """One query over the first `length` tokens; those after the given ones are all seen."""
+        if self._seen is None:
+            return ALL
+        if length > self._seen.shape[1]:
+            more = self._seen.new_ones((self._seen.shape[0], length))
+            self._seen = torch.cat((self._seen, more), dim=1)
+        return Mask(self._seen, self._seen.shape[1], 0, True)

@@ -42,10 +42,14 @@ class Plan:
     rope: int
     layers: int
     cache: CacheShape
+    vocabulary: int  # of the native step from tokens to logits; 0: there is none
 
 
-def build_plan(decoder: Any) -> Plan:
+def build_plan(decoder: Any, head: Any = None) -> Plan:
     """The plan of a transformers decoder (`model.get_decoder()`).
+
+    Args:
+        head: the output layer (`model.get_output_embeddings()`), which a native step multiplies with.
 
     Raises:
         Refusal: a module is of a kind that the native decoder does not know; the module is named.
@@ -56,12 +60,25 @@ def build_plan(decoder: Any) -> Plan:
     with torch.no_grad():
         layers = [_layer(f"layers.{i}", layer, config, matrices) for i, layer in enumerate(decoder.layers)]
         last = matrices.norm("norm", decoder.norm, config.hidden_size)
+        ends = _ends(decoder.embed_tokens, head, config, matrices)
     shape = _cache_shape(config)
     rope = shape.second if shape.latent else config.head_dim
     kinds: Any = native().decoder
-    model = kinds.Model(config.hidden_size, rope, DTYPE_CODES[dtype], last, layers)
+    model = kinds.Model(config.hidden_size, rope, DTYPE_CODES[dtype], last, layers, *ends)
     tensors = tuple(matrices.tensors)
-    return Plan(kinds.Decoder(model), tensors, dtype, config.hidden_size, rope, len(layers), shape)
+    vocabulary = config.vocab_size if ends else 0
+    return Plan(
+        kinds.Decoder(model), tensors, dtype, config.hidden_size, rope, len(layers), shape, vocabulary
+    )
+
+
+def _ends(embedding: Any, head: Any, config: Any, matrices: Matrices) -> tuple[Any, ...]:
+    """Table and output layer for native steps; nothing where one is of a kind that has to be called as a module."""
+    shape = (config.vocab_size, config.hidden_size)
+    try:
+        return matrices.table("embed_tokens", embedding, *shape), matrices.linear("lm_head", head, *shape)
+    except Refusal:
+        return ()
 
 
 def _cache_shape(config: Any) -> CacheShape:

@@ -69,6 +69,24 @@ class Angles:
         self._inverse = inverse
 
 
+def rotary_positions(positions: Tensor) -> Tensor:
+    """The part of position_ids that turns: of Qwen3-VL's four rows the last three (text comes first)."""
+    return positions[1:] if positions.dim() == 3 and positions.shape[0] == 4 else positions
+
+
+def next_position(positions: Tensor | None, length: int) -> int | Tensor:
+    """Where the next token of every row stands: a number if all stand there, else as `Angles.of` takes positions.
+
+    Args:
+        positions: position_ids whose last column is of the next token; None: it stands at `length`.
+    """
+    if positions is None:
+        return length
+    last = rotary_positions(positions)[..., -1:]
+    first = int(last.reshape(-1)[0])
+    return first if bool((last == first).all()) else last.clone()
+
+
 def _between(angles: Tensor) -> int:
     """Elements between the rows of angles [rows, tokens, rope]; 0 when there is one row for all."""
     return angles.stride(0) if angles.shape[0] > 1 else 0

@@ -1,0 +1,344 @@
+"""The loop over tokens: what transformers' own loop over the same native decoder gives, and when that one is taken."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
+
+from optimizations.decoder import generation
+from optimizations.runner import Runner
+from optimizations.session import optimize
+
+Tiny = Callable[..., Runner]
+Prompts = Callable[..., dict[str, Tensor]]
+DENSE, VISION = "qwen3_4b_instruct_2507", "qwen3_vl_2b"
+PACKED = ("weight_int4", "native_decoder")  # packed output layers have the same bits in both loops
+BATCH = {"rows": 3, "tokens": 11, "padding": 4}
+
+
+class Collected(BaseStreamer):
+    def __init__(self) -> None:
+        self.got: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: Tensor) -> None:
+        self.got.append(value.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+class Doubled(LogitsProcessor):
+    """Something of a user's own."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        assert input_ids.is_contiguous()
+        assert scores.dtype == torch.float32
+        return 2 * scores + 3 * (torch.arange(scores.shape[1]) == 17)
+
+
+class Lengths:
+    """A stopping criterion that ends one row after the other."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.seen.append(tuple(input_ids.shape))
+        return torch.arange(len(input_ids)) < len(self.seen) - 3
+
+
+@contextmanager
+def transformers_loop(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    with patch.context() as inner:
+        inner.setattr(generation, "unsuitable", lambda *_: "a test wants transformers' loop")
+        yield
+
+
+@contextmanager
+def passes(model: Any) -> Iterator[list[int]]:
+    """Tokens of every pass that goes through the model's own preparation of inputs."""
+    prepare, found = model.prepare_inputs_for_generation, []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        made = prepare(*args, **kwargs)
+        found.append(made["input_ids"].shape[1])
+        return made
+
+    model.__dict__["prepare_inputs_for_generation"] = counting
+    yield found
+    del model.__dict__["prepare_inputs_for_generation"]
+
+
+def both_loops(
+    runner: Runner, patch: pytest.MonkeyPatch, parts: tuple[str, ...], make: Callable[[], dict[str, Any]]
+) -> list[Any]:
+    """The results of transformers' loop and of ours, in which transformers prepared nothing but the prompt."""
+    results = []
+    with optimize(runner, *parts):
+        for ours in (False, True):
+            torch.manual_seed(3)
+            with passes(runner.model) as prepared:
+                if ours:
+                    results.append(runner.generate(**make()))
+                    assert len(prepared) == 1
+                else:
+                    with transformers_loop(patch):
+                        results.append(runner.generate(**make()))
+                    assert len(prepared) > 1
+    return results
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "temperature": 1.4, "top_k": 30, "top_p": 0.9},
+    "repetition": {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "ends": {"do_sample": True, "eos_token_id": list(range(8, 200)), "pad_token_id": 7},
+    "least length": {"do_sample": False, "eos_token_id": list(range(8, 900)), "min_new_tokens": 5},
+    "least in all": {"do_sample": False, "eos_token_id": list(range(8, 900)), "min_length": 14},
+    "own processor": {"do_sample": False, "logits_processor": [Doubled()]},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("cache", [(), ("kv_int8",)], ids=["dense", "int8"])
+def test_tokens_and_scores_are_those_of_transformers_loop(
+    family: str,
+    name: str,
+    cache: tuple[str, ...],
+    tiny: Tiny,
+    prompts: Prompts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make() -> dict[str, Any]:
+        recorded = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+        return {**prompts(**BATCH), **OPTIONS[name], **recorded, "max_new_tokens": 12}
+
+    runner = tiny(family)
+    wanted, got = both_loops(runner, monkeypatch, (*cache, *PACKED), make)
+    assert type(got) is type(wanted)
+    assert torch.equal(got.sequences, wanted.sequences)
+    for kind in ("scores", "logits"):
+        assert len(got[kind]) == len(wanted[kind]) > 1
+        assert all(torch.equal(a, b) for a, b in zip(got[kind], wanted[kind], strict=True))
+    assert type(got.past_key_values) is type(wanted.past_key_values)
+    assert got.past_key_values.get_seq_length() == wanted.past_key_values.get_seq_length()
+
+
+@pytest.mark.parametrize("name", ["greedy", "ends", "least length"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_records_the_tokens_are_the_same(
+    family: str,
+    name: str,
+    dtype: torch.dtype,
+    tiny: Tiny,
+    prompts: Prompts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores are not kept, so that greedy ones are searched where the output layer wrote them."""
+    runner = tiny(family, dtype)
+
+    def make() -> dict[str, Any]:
+        return {**prompts(**BATCH), **OPTIONS[name], "max_new_tokens": 12}
+
+    wanted, got = both_loops(runner, monkeypatch, PACKED, make)
+    assert torch.equal(got, wanted)
+
+
+def test_dense_output_layers_agree_within_rounding(
+    family: str, tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours multiplies in another order than torch's."""
+
+    def make() -> dict[str, Any]:
+        return {
+            **prompts(**BATCH),
+            "max_new_tokens": 12,
+            "do_sample": False,
+            "return_dict_in_generate": True,
+            "output_logits": True,
+        }
+
+    wanted, got = both_loops(tiny(family), monkeypatch, ("native_decoder",), make)
+    assert torch.equal(got.sequences, wanted.sequences)
+    for a, b in zip(got.logits, wanted.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()))
+
+
+def test_images_go_on_at_their_positions(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    words = torch.randint(8, 1792, (12,), generator=generator).tolist()
+    ids = torch.tensor([[*words[:5], 3, *[5] * 16, 4, *words[5:]]])
+
+    def make() -> dict[str, Any]:
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": torch.randn(64, 3 * 2 * 8 * 8, generator=torch.Generator().manual_seed(4)),
+            "image_grid_thw": torch.tensor([[1, 8, 8]]),
+            "mm_token_type_ids": (ids == 5).int(),
+            "max_new_tokens": 9,
+            "do_sample": False,
+        }
+
+    wanted, got = both_loops(tiny(VISION), monkeypatch, PACKED, make)
+    assert torch.equal(got, wanted)
+
+
+def test_streamers_and_criteria_are_called_as_by_transformers(
+    tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Collected, Lengths]] = []
+
+    def make() -> dict[str, Any]:
+        made.append((Collected(), Lengths()))
+        return {
+            **prompts(1, 9),
+            "max_new_tokens": 12,
+            "do_sample": False,
+            "streamer": made[-1][0],
+            "stopping_criteria": [made[-1][1]],
+        }
+
+    wanted, got = both_loops(tiny(DENSE), monkeypatch, PACKED, make)
+    assert torch.equal(got, wanted)
+    (first, lengths), (second, others) = made
+    assert second.got == first.got
+    assert second.ended == first.ended == 1
+    assert lengths.seen == others.seen == [(1, 10 + i) for i in range(4)]
+
+
+def test_rows_that_a_criterion_ended_stay_ended(
+    tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> dict[str, Any]:
+        ends = {"eos_token_id": 8, "pad_token_id": 7, "stopping_criteria": [Lengths()]}
+        return {**prompts(3, 9), "max_new_tokens": 12, "do_sample": False, **ends}
+
+    wanted, got = both_loops(tiny(DENSE), monkeypatch, PACKED, make)
+    assert torch.equal(got, wanted)
+    assert got[0, -1] == 7
+
+
+def test_a_cache_goes_on_where_an_earlier_generation_left_it(
+    family: str, tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, options = tiny(family), {"do_sample": False, "return_dict_in_generate": True}
+
+    def make() -> dict[str, Any]:
+        begun = runner.generate(**prompts(2, 9), max_new_tokens=4, **options)
+        ids = torch.cat((begun.sequences, prompts(2, 5)["input_ids"]), dim=1)
+        cache = begun.past_key_values
+        return {"input_ids": ids, "past_key_values": cache, "max_new_tokens": 7, "do_sample": False}
+
+    with optimize(runner, *PACKED):
+        got = runner.generate(**make())
+        with transformers_loop(monkeypatch):
+            wanted = runner.generate(**make())
+    assert torch.equal(got, wanted)
+
+
+def watched(name: str, runner: Runner) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Options of a generation that transformers' loop has to run, and how to take back what they need."""
+    model = runner.model
+    nothing = lambda: None
+    if name == "foreign cache":
+        return {"past_key_values": DynamicCache(config=runner.text_config)}, nothing
+    if name == "no cache":
+        return {"use_cache": False}, nothing
+    if name == "hidden states":
+        return {"output_hidden_states": True, "return_dict_in_generate": True}, nothing
+    if name == "replaced forward":
+        model.__dict__["forward"] = model.forward
+        return {}, lambda: model.__dict__.pop("forward")
+    if name == "global hook":
+        return {}, nn.modules.module.register_module_forward_hook(lambda *_: None).remove
+    module = {"hook before the decoder": model.get_decoder(), "hook before the model": model}[name]
+    return {}, module.register_forward_pre_hook(lambda *_: None).remove
+
+
+REASONS = {
+    "foreign cache": "a DynamicCache was passed as past_key_values",
+    "no cache": "there is no cache",
+    "hidden states": "attention maps or hidden states are wanted",
+    "replaced forward": "the forward of the model was replaced",
+    "global hook": "a hook waits for passes through the model",
+    "hook before the decoder": "a hook waits for passes through the model",
+    "hook before the model": "a hook waits for passes through the model",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_needs_whole_passes_is_left_to_transformers_loop(
+    name: str, tiny: Tiny, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = tiny(DENSE)
+    with optimize(runner, *PACKED), caplog.at_level(logging.INFO):
+        wanted = runner.generate(**prompts(1, 8), max_new_tokens=5, do_sample=False)
+        options, undo = watched(name, runner)
+        try:
+            with passes(runner.model) as prepared:
+                got = runner.generate(**prompts(1, 8), max_new_tokens=5, do_sample=False, **options)
+        finally:
+            undo()
+    assert len(prepared) == 5
+    assert torch.equal(getattr(got, "sequences", got), wanted)
+    [said] = [one.getMessage() for one in caplog.records if "leaves the loop" in one.getMessage()]
+    assert REASONS[name] in said
+
+
+@pytest.mark.parametrize("which", ["get_input_embeddings", "get_output_embeddings"])
+def test_hooks_of_table_and_output_layer_see_every_token(which: str, tiny: Tiny, prompts: Prompts) -> None:
+    runner, seen = tiny(DENSE), []
+    with optimize(runner, *PACKED):
+        wanted = runner.generate(**prompts(2, 8), max_new_tokens=6, do_sample=False)
+        hook = getattr(runner.model, which)().register_forward_hook(
+            lambda module, args, out: seen.append(out.shape[1])
+        )
+        try:
+            got = runner.generate(**prompts(2, 8), max_new_tokens=6, do_sample=False)
+        finally:
+            hook.remove()
+    assert torch.equal(got, wanted)
+    assert seen[1:] == [1] * 5
+
+
+def test_the_class_keeps_its_name_and_comes_back(tiny: Tiny) -> None:
+    model = tiny(DENSE).model
+    before = type(model)
+    with optimize(tiny(DENSE), "native_decoder"):
+        during = type(model)
+        assert during is not before
+        assert isinstance(model, before)
+        assert repr(during) == repr(before)
+    assert type(model) is before
+
+
+def test_a_token_outside_the_vocabulary_is_refused_before_memory_is_read(
+    tiny: Tiny, prompts: Prompts
+) -> None:
+    runner = tiny(DENSE)
+    with optimize(runner, "native_decoder"), torch.inference_mode():
+        forward = runner.model.get_decoder().forward
+        cache = runner.generate(
+            **prompts(1, 6), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
+        ).past_key_values
+        length = cache.get_seq_length()
+        for token in (-1, runner.text_config.vocab_size):
+            with pytest.raises(ValueError, match=rf"token {token} is outside 0 \.\. "):
+                forward.step(torch.tensor([token]), generation_mask(), length, cache)
+        assert cache.get_seq_length() == length
+
+
+def generation_mask() -> Any:
+    from optimizations.decoder.masks import GrowingMask
+
+    return GrowingMask(None)
