@@ -21,6 +21,7 @@ void swiglu(Address gate, Address up, Address out, int64_t rows, int64_t width, 
 void int8_kv_append(Address x, Address channel, Address codes, Address scales, int64_t batch, int64_t heads, int64_t tokens, int64_t dim, int64_t capacity, int64_t start, int64_t x_batch, int64_t x_head, int64_t x_token, int dtype, int threads);
 void int8_kv_attention(const std::vector<int64_t>& keys, const std::vector<int64_t>& second, const std::vector<int64_t>& values, const std::vector<int64_t>& mask, int64_t batch, int64_t kv_heads, int64_t group, int64_t queries, int64_t length, int64_t capacity, float softmax_scale, bool causal, Address out, int dtype, int threads);
 void kv_attention(const std::vector<int64_t>& keys, const std::vector<int64_t>& second, const std::vector<int64_t>& values, const std::vector<int64_t>& mask, int64_t batch, int64_t kv_heads, int64_t group, int64_t queries, int64_t length, float softmax_scale, bool causal, Address out, int dtype, int threads);
+void argmax(Address x, Address out, int64_t rows, int64_t width, int64_t stride, int dtype, int threads);
 
 }  // namespace pio
 // clang-format on

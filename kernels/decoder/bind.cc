@@ -81,12 +81,25 @@ void run(Decoder& decoder, const CacheMemory& cache, const Visual& visual, Addre
   decoder.run(cache, visual, pass);
 }
 
-void step(Decoder& decoder, const CacheMemory& cache, Address tokens, Address logits, Address cos, Address sin,
-          int64_t angle_batch, Address mask, int64_t mask_batch, int64_t batch, int64_t start, int threads) {
-  const Pass pass = {0,    0,     cos, sin,   angle_batch, mask,       mask_batch, 0,
-                     true, batch, 1,   start, threads,     Dtype::f32, nullptr,    nullptr};
-  require_address(tokens, sizeof(int64_t), "decoder", "tokens");
-  decoder.step(cache, reinterpret_cast<const int64_t*>(tokens), logits, pass);
+// What a step reads of a pass; its rows are those of its tokens.
+Pass step_pass(Address cos, Address sin, int64_t angle_batch, Address mask, int64_t mask_batch, int64_t batch,
+               int64_t start, int threads) {
+  return {0,    0,     cos, sin,   angle_batch, mask,       mask_batch, 0,
+          true, batch, 1,   start, threads,     Dtype::f32, nullptr,    nullptr};
+}
+
+void step(Decoder& decoder, const CacheMemory& cache, const std::vector<int64_t>& tokens, Address logits, Address cos,
+          Address sin, int64_t angle_batch, Address mask, int64_t mask_batch, int64_t start, int threads) {
+  const auto batch = static_cast<int64_t>(tokens.size());
+  decoder.step(cache, tokens, logits, step_pass(cos, sin, angle_batch, mask, mask_batch, batch, start, threads));
+}
+
+std::vector<int64_t> greedy(Decoder& decoder, const CacheMemory& cache, Address ids, int64_t stride, int64_t length,
+                            const std::vector<int64_t>& forbidden, Address cos, Address sin, int64_t angle_batch,
+                            Address mask, int64_t mask_batch, int64_t batch, int64_t start, int threads) {
+  require_address(ids, sizeof(int64_t), "decoder", "ids");
+  return decoder.greedy(cache, reinterpret_cast<int64_t*>(ids), stride, length, forbidden,
+                        step_pass(cos, sin, angle_batch, mask, mask_batch, batch, start, threads));
 }
 
 }  // namespace
@@ -102,7 +115,10 @@ void bind(nb::module_& module) {
            "sin"_a, "angle_batch"_a, "mask"_a, "mask_batch"_a, "mask_query"_a, "causal"_a, "batch"_a, "tokens"_a,
            "start"_a, "threads"_a)
       .def("step", &step, nb::call_guard<nb::gil_scoped_release>(), "cache"_a, "tokens"_a, "logits"_a, "cos"_a, "sin"_a,
-           "angle_batch"_a, "mask"_a, "mask_batch"_a, "batch"_a, "start"_a, "threads"_a)
+           "angle_batch"_a, "mask"_a, "mask_batch"_a, "start"_a, "threads"_a)
+      .def("greedy", &greedy, nb::call_guard<nb::gil_scoped_release>(), "cache"_a, "ids"_a, "stride"_a, "length"_a,
+           "forbidden"_a, "cos"_a, "sin"_a, "angle_batch"_a, "mask"_a, "mask_batch"_a, "batch"_a, "start"_a,
+           "threads"_a)
       .def_prop_ro("scratch_bytes", &Decoder::scratch_bytes)
       .def_prop_rw("block_rows", &Decoder::block_rows, &Decoder::set_block_rows);
   m.def("absorbs", &absorbs, "queries"_a, "length"_a, "nope"_a, "rope"_a, "v"_a, "rank"_a);

@@ -54,9 +54,14 @@ class Decoder {
   void run(const CacheMemory& cache, const Visual& visual, Pass pass);
 
   // One token of every row (step.cc): looked up, passed through the layers and multiplied with the output layer.
-  // tokens: [batch] int64; logits: [batch, vocabulary]. Of `pass` x, out and tokens are not read. Throws as run, and
-  // where the model has no output layer or no such token.
-  void step(const CacheMemory& cache, const int64_t* tokens, Address logits, Pass pass);
+  // tokens: [batch]; logits: [batch, vocabulary]. Of `pass` x, out and tokens are not read. Throws as run, and where
+  // the model has no output layer or no such token.
+  void step(const CacheMemory& cache, const std::vector<int64_t>& tokens, Address logits, Pass pass);
+
+  // The same from the last of `length` ids of every row to the next, the likeliest one that is not `forbidden`: it is
+  // written behind them and returned. Rows of ids are `stride` apart.
+  std::vector<int64_t> greedy(const CacheMemory& cache, int64_t* ids, int64_t stride, int64_t length,
+                              const std::vector<int64_t>& forbidden, Pass pass);
 
   int64_t scratch_bytes() const;
   // Rows that go through a layer together.
@@ -92,11 +97,14 @@ class Decoder {
     kExpanded,
     kEmbedded,
     kHidden,
+    kVocabulary,
     kSlots
   };
 
   void run_layers(const CacheMemory& cache, const Visual& visual, Pass& pass);
-  void look_up(const int64_t* tokens, const Pass& pass, Address out) const;
+  void take_step(const CacheMemory& cache, const std::vector<int64_t>& tokens, Address logits, Pass& pass);
+  void look_up(const std::vector<int64_t>& tokens, const Pass& pass, Address out) const;
+  void forbid(const std::vector<int64_t>& forbidden, Address logits, int64_t rows) const;
   void trim();
 
   void check(const Pass& pass) const;

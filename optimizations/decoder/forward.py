@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from optimizations.decoder.cache import Memory, NativeCache, usable
 from optimizations.decoder.masks import GrowingMask, Mask, read_mask
 from optimizations.decoder.plan import Plan
 from optimizations.decoder.positions import Angles, rotary_positions
+from optimizations.decoder.token_ids import TokenIds
 from optimizations.native.loader import native
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,19 @@ logger = logging.getLogger(__name__)
 IGNORED = ("return_dict", "cache_position", "mm_token_type_ids", "debug_io", "debug_io_dir")
 RECORDED = ("output_attentions", "output_hidden_states", "output_router_logits")
 MIXTURES = ("Qwen3MoeModel", "Glm4MoeLiteModel")
+
+
+@dataclasses.dataclass
+class Step:
+    """One token for every row behind what `cache` holds; `NativeForward.refuses` has nothing against the cache.
+
+    `mask` and `position` say what it sees and where it stands, as `GrowingMask` and `next_position` have it.
+    """
+
+    cache: Any
+    mask: GrowingMask
+    position: int | Tensor
+    held: Any = None  # memory that the native call reads
 
 
 class NativeForward:
@@ -137,39 +152,51 @@ class NativeForward:
         del kept  # its memory was read until here
         return out
 
-    def step(self, tokens: Tensor, mask: GrowingMask, position: int | Tensor, cache: Any) -> Tensor:
-        """Logits [B, vocabulary] after one token per row; `refuses` has nothing against it and the plan has a vocabulary.
-
-        Args:
-            tokens: int64 [B], dense.
-            position: as `next_position` gives it.
-        """
-        batch, start = tokens.shape[0], cache.layers[0].length
-        angles = self._angles.at(position, 1) if isinstance(position, int) else self._angles.of(position)
-        seen = mask.of(start + 1)
-        memory = self._memory.of(cache, batch, 1)
-        logits = torch.empty((batch, self.plan.vocabulary), dtype=self.plan.dtype)
-        self.plan.decoder.step(
+    def greedy(self, step: Step, text: TokenIds, forbidden: list[int]) -> list[int]:
+        """Appends to `text` the likeliest tokens after its last ones; the plan must have a vocabulary."""
+        text.reserve()
+        memory, described, start = self._described(step, text.rows)
+        chosen: list[int] = self.plan.decoder.greedy(
             memory,
-            tokens.data_ptr(),
-            logits.data_ptr(),
-            *angles[:3],
-            0 if seen.seen is None else seen.seen.data_ptr(),
-            seen.batch,
-            batch,
+            text.memory.data_ptr(),
+            text.memory.shape[1],
+            text.length,
+            forbidden,
+            *described,
+            text.rows,
             start,
             torch.get_num_threads(),
         )
-        _advance(cache, start + 1)
+        text.length += 1
+        _advance(step.cache, start + 1)
+        return chosen
+
+    def logits(self, step: Step, tokens: list[int]) -> Tensor:
+        """[B, vocabulary] after one token per row; the plan must have a vocabulary."""
+        logits = torch.empty((len(tokens), self.plan.vocabulary), dtype=self.plan.dtype)
+        memory, described, start = self._described(step, len(tokens))
+        self.plan.decoder.step(memory, tokens, logits.data_ptr(), *described, start, torch.get_num_threads())
+        _advance(step.cache, start + 1)
         return logits
 
-    def step_hidden(self, x: Tensor, mask: GrowingMask, position: int | Tensor, cache: Any) -> Tensor:
-        """`step` from embeddings x [B, 1, hidden] to hidden states after the last norm, of the same shape."""
+    def hidden(self, step: Step, x: Tensor) -> Tensor:
+        """Hidden states after the last norm for embeddings x, both [B, 1, hidden]."""
         if odd := self._odd(x):
             raise ValueError(f"native_decoder: {odd}")
-        angles = self._angles.at(position, 1) if isinstance(position, int) else self._angles.of(position)
-        seen = mask.of(cache.layers[0].length + 1)
-        return self._call(x, seen, angles, cache, self._nothing_visual)
+        seen = step.mask.of(step.cache.layers[0].length + 1)
+        return self._call(x, seen, self._angles_at(step.position), step.cache, self._nothing_visual)
+
+    def _described(self, step: Step, batch: int) -> tuple[Any, tuple[int, int, int, int, int], int]:
+        """Memory of the cache, addresses of angles and mask, tokens in the cache; the step holds what they point to."""
+        start: int = step.cache.layers[0].length
+        step.held = self._angles_at(step.position)
+        seen = step.mask.of(start + 1)
+        mask = 0 if seen.seen is None else seen.seen.data_ptr()
+        memory = self._memory.of(step.cache, batch, 1)
+        return memory, (*step.held[:3], mask, seen.batch), start
+
+    def _angles_at(self, position: int | Tensor) -> tuple[int, int, int, Any]:
+        return self._angles.at(position, 1) if isinstance(position, int) else self._angles.of(position)
 
     def _odd(self, x: Tensor) -> str | None:
         """Why these embeddings cannot be taken."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
     StoppingCriteriaList,
 )
 
-Done = Callable[[Tensor, list[int], Any], list[bool]]
+from optimizations.decoder.token_ids import TokenIds
+
+Done = Callable[[TokenIds, list[int], Any], list[bool]]
 
 
 class Stopping:
@@ -34,8 +35,8 @@ class Stopping:
             hasattr(each, "eos_token_id") for each in criteria
         )  # after their end rows get padding
 
-    def __call__(self, ids: Tensor, last: list[int], scores: Any) -> bool:
-        """Whether all rows are done, after `last` was appended to ids int64 [B, length]; scores as transformers' criteria get them."""
+    def __call__(self, ids: TokenIds, last: list[int], scores: Any) -> bool:
+        """Whether all rows are done, after `last` was appended to ids; scores as transformers' criteria get them."""
         for criterion in self._criteria:
             found = criterion(ids, last, scores)
             self.ended = [before or now for before, now in zip(self.ended, found, strict=True)]
@@ -54,18 +55,17 @@ def _quick(criterion: Any) -> Done:
 def _longest(criterion: MaxLengthCriteria) -> Done:
     reminder, ask = criterion.max_position_embeddings, _called(criterion)
 
-    def done(ids: Tensor, last: list[int], scores: Any) -> list[bool]:
-        length = ids.shape[1]
-        if reminder is not None and length > reminder:
+    def done(ids: TokenIds, last: list[int], scores: Any) -> list[bool]:
+        if reminder is not None and ids.length > reminder:
             return ask(ids, last, scores)  # it reminds of the model's own limit
-        return [length >= criterion.max_length] * len(last)
+        return [ids.length >= criterion.max_length] * len(last)
 
     return done
 
 
 def _called(criterion: Any) -> Done:
-    def done(ids: Tensor, last: list[int], scores: Any) -> list[bool]:
-        found: list[bool] = criterion(ids, scores).expand(len(last)).tolist()
+    def done(ids: TokenIds, last: list[int], scores: Any) -> list[bool]:
+        found: list[bool] = criterion(ids.all(), scores).expand(len(last)).tolist()
         return found
 
     return done

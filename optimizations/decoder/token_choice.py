@@ -6,6 +6,7 @@ forbids the end of a text before a minimal length 1.65 ms, writing the scores in
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -34,15 +35,19 @@ class TokenChoice:
 
     def __init__(self, processors: Any, sampled: bool) -> None:
         plain = type(processors) is LogitsProcessorList
-        steps = [_minimal_length(each) for each in processors] if plain else [None]
-        # Scores of float32 are for processors that compute: the largest of rounded logits is where theirs is.
-        self._exact = sampled or None in steps
-        self._processors: list[Processor] = (
-            [step or _called(each) for step, each in zip(steps, processors, strict=True)]
-            if plain
-            else [processors]
-        )
+        lengths = [_minimal_length(each) for each in processors] if plain else [None]
         self._sampled = sampled
+        # Scores of float32 are for processors that compute: the largest of rounded logits is where theirs is.
+        self.exact = sampled or None in lengths
+        self._lengths = [each for each in lengths if each is not None]
+        self._processors: list[Processor] = [processors]
+        if plain:
+            pairs = zip(lengths, processors, strict=True)
+            self._processors = [length or _called(one) for length, one in pairs]
+
+    def forbidden(self, length: int) -> list[int]:
+        """Tokens that a text of `length` may not go on with; all there is to know unless the choice is `exact`."""
+        return [end for each in self._lengths if length < each.least for end in each.ends]
 
     def scores(self, ids: Tensor, logits: Tensor, keep: bool) -> Tensor:
         """What `tokens` chooses from: [B, vocabulary], from ids int64 [B, length] and logits [B, vocabulary].
@@ -51,7 +56,7 @@ class TokenChoice:
             keep: logits stay as they are and scores are float32, as transformers would record them. Otherwise
                 both may be one tensor.
         """
-        scores = logits.to(torch.float32, copy=True) if keep or self._exact else logits
+        scores = logits.to(torch.float32, copy=True) if keep or self.exact else logits
         for process in self._processors:
             scores = process(ids, scores)
         return scores
@@ -63,25 +68,28 @@ class TokenChoice:
         return argmax(scores)
 
 
-def _minimal_length(processor: Any) -> Processor | None:
-    """The same as `processor` in place, if it is one of those that forbid the end of a text for a while."""
-    if type(processor) is MinNewTokensLengthLogitsProcessor:
-        least = processor.prompt_length_to_skip + processor.min_new_tokens
-        return _no_end_before(least, processor.eos_token_id)
-    if type(processor) is MinLengthLogitsProcessor:
-        return _no_end_before(processor.min_length, processor.eos_token_id)
-    return None
+@dataclasses.dataclass(frozen=True)
+class MinimalLength:
+    """Tokens that end a text are forbidden while it is shorter; the scores are written in place."""
 
+    least: int
+    ends: list[int]
 
-def _no_end_before(length: int, ends: Tensor) -> Processor:
-    ends = ends.reshape(-1)
-
-    def process(ids: Tensor, scores: Tensor) -> Tensor:
-        if ids.shape[-1] < length:
-            scores.index_fill_(-1, ends[ends < scores.shape[-1]], -math.inf)
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        if ids.shape[-1] < self.least:
+            known = [end for end in self.ends if end < scores.shape[-1]]
+            scores[:, known] = -math.inf
         return scores
 
-    return process
+
+def _minimal_length(processor: Any) -> MinimalLength | None:
+    """The same as `processor` in less time, if it is one of those that know a minimal length and nothing else."""
+    if type(processor) is MinNewTokensLengthLogitsProcessor:
+        least = processor.prompt_length_to_skip + processor.min_new_tokens
+        return MinimalLength(least, processor.eos_token_id.reshape(-1).tolist())
+    if type(processor) is MinLengthLogitsProcessor:
+        return MinimalLength(processor.min_length, processor.eos_token_id.reshape(-1).tolist())
+    return None
 
 
 def _called(processor: Any) -> Processor:

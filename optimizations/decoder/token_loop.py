@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from optimizations.decoder.forward import NativeForward
+from optimizations.decoder.forward import NativeForward, Step
 from optimizations.decoder.masks import GrowingMask
 from optimizations.decoder.positions import next_position
 from optimizations.decoder.stopping import Stopping
 from optimizations.decoder.token_choice import TokenChoice
+from optimizations.decoder.token_ids import TokenIds
 from optimizations.forwards import IDLE_WITH_CACHE
 
 # Models whose forward is the decoder and then the output layer, for tokens after the prompt.
@@ -82,33 +83,46 @@ def generate_tokens(
     raw: tuple[Tensor, ...] | None = () if recorded and config.output_logits else None
     output = model._prefill(ids, config, inputs, is_first_iteration=not config.is_assistant)
     steps = Steps(model, forward, model._update_model_kwargs_for_generation(output, inputs))
-    logits = output.logits[:, -1]
+    logits: Tensor | None = output.logits[:, -1]
     del output  # it keeps the logits of the whole prompt where all were asked for
+    text, at_once = TokenIds(ids), steps.native and not (recorded or choice.exact)
     while True:
-        scores = choice.scores(ids, logits, keep=recorded)
-        if scored is not None:
-            scored += (scores,)
-        if raw is not None:
-            raw += (logits.to(torch.float32, copy=True),)
-        tokens = choice.tokens(scores)
+        if logits is None:
+            last = steps.greedy(text, choice.forbidden(text.length))
+        else:
+            scores = choice.scores(text.all(), logits, keep=recorded)
+            scored = scored if scored is None else (*scored, scores)
+            raw = raw if raw is None else (*raw, logits.to(torch.float32, copy=True))
+            text.append(choice.tokens(scores))
+            last = text.last().tolist()
         if stopping.pads and any(stopping.ended):
-            tokens = torch.where(torch.tensor(stopping.ended), config._pad_token_tensor, tokens)
-        ids = torch.cat((ids, tokens[:, None]), dim=-1)
-        done = stopping(ids, tokens.tolist(), scored)
+            last = _padded(text, last, stopping.ended, config._pad_token_tensor)
+        done = stopping(text, last, scored)
         if streamer is not None:
-            streamer.put(tokens)
+            streamer.put(text.last())
         if done:
             break
-        logits = steps.logits(tokens)
+        logits = None if at_once else steps.logits(last)
     if streamer is not None:
         streamer.end()
+    sequences = text.all().clone()
     if not recorded:
-        return ids
-    return GenerateDecoderOnlyOutput(sequences=ids, scores=scored, logits=raw, past_key_values=steps.cache)
+        return sequences
+    return GenerateDecoderOnlyOutput(
+        sequences=sequences, scores=scored, logits=raw, past_key_values=steps.cache
+    )
+
+
+def _padded(text: TokenIds, last: list[int], ended: list[bool], padding: Tensor) -> list[int]:
+    """Rows that were done before get padding for their last token; all rows' last tokens."""
+    for row, over in enumerate(ended):
+        if over:
+            text.memory[row, text.length - 1] = padding
+    return text.last().tolist()
 
 
 class Steps:
-    """Logits of one token per row after another; cache, mask and positions are kept between them.
+    """One token per row after another; cache, mask and positions are kept between them.
 
     Args:
         inputs: the model's keyword arguments for the first token after the prompt.
@@ -119,20 +133,28 @@ class Steps:
         self._forward = forward
         self._embed = forward.decoder.embed_tokens
         self._head = model.get_output_embeddings()
-        self._native = forward.plan.vocabulary > 0 and not (_changed(self._embed) or _changed(self._head))
         self._mask = GrowingMask(inputs.get("attention_mask"))
         self._position = next_position(inputs.get("position_ids"), self.cache.get_seq_length())
+        self.native = forward.plan.vocabulary > 0 and not (_changed(self._embed) or _changed(self._head))
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """[B, vocabulary] after tokens int64 [B], which come next."""
-        if self._native:
-            logits = self._forward.step(tokens, self._mask, self._position, self.cache)
-        else:
-            x = self._embed(tokens[:, None])
-            hidden = self._forward.step_hidden(x, self._mask, self._position, self.cache)
-            logits = self._head(hidden)[:, -1]
-        self._position = self._position + 1
+    def greedy(self, text: TokenIds, forbidden: list[int]) -> list[int]:
+        """Appends the likeliest next tokens to `text`; needs `native`."""
+        step = self._step()
+        return self._forward.greedy(step, text, forbidden)
+
+    def logits(self, last: list[int]) -> Tensor:
+        """[B, vocabulary] after the last tokens, one per row."""
+        step = self._step()
+        if self.native:
+            return self._forward.logits(step, last)
+        hidden = self._forward.hidden(step, self._embed(torch.tensor(last)[:, None]))
+        logits: Tensor = self._head(hidden)[:, -1]
         return logits
+
+    def _step(self) -> Step:
+        position = self._position
+        self._position = position + 1
+        return Step(self.cache, self._mask, position)
 
 
 def _changed(module: Any) -> bool:

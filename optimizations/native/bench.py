@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from optimizations.native.bench_dense import bench_dense
+from optimizations.native.bench_rows import bench_rows
 from optimizations.native.bench_tools import Candidate, Limits, copies, measure_limits, shortest, show
 from optimizations.native.experts import PackedExperts, pack_experts
 from optimizations.native.linear import linear, moe
@@ -144,6 +145,7 @@ def main() -> None:
         bench_linear(chosen.rows, chosen.cols, chosen.batches, chosen.rounds, limits)
         bench_moe(2048, 768, 32, 8, chosen.rounds, limits)
         bench_dense(chosen.rows, chosen.cols, chosen.batches, chosen.rounds, limits)
+        bench_rows(chosen.rounds, limits)
         bench_pack(chosen.rows, chosen.cols)
         bench_overhead()
 

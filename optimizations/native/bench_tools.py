@@ -85,7 +85,8 @@ def show(title: str, candidates: Sequence[Candidate], flops: float, rounds: int,
         read, rate = candidate.nbytes / seconds, flops / seconds
         against = [f"{times[other] / seconds:5.2f}x {other}" for other in times if other.startswith("torch")]
         share = f" ({rate / limits.arithmetic:4.0%})" if limits.arithmetic else ""
+        arithmetic = f"{rate / 1e9:7.1f} GFLOP/s{share}  " if flops else ""
         print(
             f"  {candidate.name:15s} {seconds * 1e3:9.3f} ms  {read / 1e9:6.1f} GB/s ({read / limits.read:4.0%})  "
-            f"{rate / 1e9:7.1f} GFLOP/s{share}  {'  '.join(against)}"
+            f"{arithmetic}{'  '.join(against)}"
         )

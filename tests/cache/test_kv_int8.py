@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from optimizations.cache import channel_scale
+from optimizations.cache.channel_scale import measured
 from optimizations.cache.int8_layer import Int8Cache
 from optimizations.cache.kv_int8 import KVInt8
 from optimizations.runner import Runner
@@ -209,6 +211,44 @@ def test_equalization_uses_the_key_norm_and_helps_with_outliers(tiny: Tiny, prom
     assert errors[0] < errors[1] / 2
 
 
+def test_a_nearly_constant_latent_channel_is_measured_and_taken_out(tiny: Tiny, prompts: Prompts) -> None:
+    """Its norm's weight is like the others': only a pass shows it."""
+    runner, inputs = tiny(LATENT), prompts(2, 200)
+    attentions = [layer.self_attn for layer in runner.model.model.layers]
+    saved = [one.kv_a_proj_with_mqa.weight.detach().clone() for one in attentions]
+    try:
+        for one in attentions:
+            one.kv_a_proj_with_mqa.weight.data[5] *= 40
+        before, errors = runner.forward(**inputs).logits, []
+        for equalize in (True, False):
+            with optimize(runner, KVInt8(equalize=equalize)):
+                out = runner.forward(**inputs, use_cache=True)
+                errors.append(divergence(before, out.logits))
+            channel = out.past_key_values.layers[1].stores[0].channel
+            assert (channel is not None) == equalize
+            if equalize:
+                assert channel[5] == 1 == channel.max()
+                assert channel.median() < 0.3
+    finally:
+        for one, old in zip(attentions, saved, strict=True):
+            one.kv_a_proj_with_mqa.weight.data.copy_(old)
+    assert errors[0] < errors[1] / 2
+
+
+def test_measured_channels_are_the_same_every_time(tiny: Tiny) -> None:
+    decoder = tiny(LATENT).model.get_decoder()
+    state = torch.get_rng_state()
+    first, second = measured(decoder), measured(decoder)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_channels_without_any_value_are_not_divided() -> None:
+    for size in (torch.zeros(4), torch.tensor([1.0, float("nan"), 1.0, 1.0])):
+        assert channel_scale._relative(size) is None
+    assert torch.equal(channel_scale._relative(torch.tensor([8.0, 0.0])), torch.tensor([1.0, 1e-3]))
+
+
 def test_equal_and_zero_norm_weights_need_no_channel(tiny: Tiny, prompts: Prompts) -> None:
     runner, inputs = tiny(DENSE), prompts(1, 20)
     norm = runner.model.model.layers[0].self_attn.k_norm.weight
@@ -256,6 +296,7 @@ def test_published_attention_dimensions(name: str, prompts: Prompts) -> None:
     runner.forward(input_ids=ids)
     wanted = outputs.pop()
     with optimize(runner, "kv_int8+fused_ops"):
+        outputs.clear()  # of the pass that measured channels
         cache = runner.forward(input_ids=ids[:, :-1], use_cache=True).past_key_values
         runner.forward(input_ids=ids[:, -1:], past_key_values=cache, position_ids=torch.tensor([[149]]))
     error = (torch.cat(outputs, 1) - wanted).norm(dim=-1) / wanted.norm(dim=-1)

@@ -119,11 +119,12 @@ def test_latents_are_never_expanded(tiny: Tiny, prompts: Prompts) -> None:
     runner.generate(**prompts(1, 20), max_new_tokens=4, do_sample=False)
     stock = len(calls)
     with optimize(runner, "kv_int8"):
+        calls.clear()  # of the pass that measured channels
         runner.generate(**prompts(1, 20), max_new_tokens=4, do_sample=False)
     for handle in handles:
         handle.remove()
     assert stock > 0
-    assert len(calls) == stock
+    assert not calls
 
 
 @pytest.mark.parametrize(

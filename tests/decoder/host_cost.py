@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -32,22 +31,21 @@ SEED = 0
 
 
 class Clocked:
-    """Stands for an object of which one method is timed."""
+    """Stands for the native decoder and writes down the seconds of every call."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.seconds = inner, 0.0
+        self.inner, self.seconds = inner, []
 
-    def run(self, *arguments: Any) -> Any:
-        return self.timed(self.inner.run, *arguments)
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
 
-    def step(self, *arguments: Any) -> Any:
-        return self.timed(self.inner.step, *arguments)
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = method(*arguments)
+            self.seconds.append(time.perf_counter() - start)
+            return result
 
-    def timed(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*arguments)
-        self.seconds += time.perf_counter() - start
-        return result
+        return timed
 
 
 def build(name: str, layers: int) -> Runner:
@@ -78,25 +76,11 @@ def clocked(runner: Runner) -> Clocked:
 def outside(runner: Runner, clock: Clocked, tokens: int) -> float:
     """Seconds per token, the median of one generation, less the kernels'."""
     prompt = torch.ones(1, 128, dtype=torch.int64)
-    inside: list[float] = []
-    _, moments = runner.timed_generate(
-        tokens,
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        stopping_criteria=[_note(clock, inside)],
-    )
-    gaps, kernels = ([b - a for a, b in itertools.pairwise(times)] for times in (moments, inside))
-    return median(gap - kernel for gap, kernel in zip(gaps, kernels, strict=True))
-
-
-def _note(clock: Clocked, inside: list[float]) -> Callable[..., torch.Tensor]:
-    """A stopping criterion that never stops and writes down the kernels' time so far."""
-
-    def criterion(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        inside.append(clock.seconds)
-        return torch.zeros(ids.shape[0], dtype=torch.bool)
-
-    return criterion
+    clock.seconds.clear()
+    _, moments = runner.timed_generate(tokens, input_ids=prompt, attention_mask=torch.ones_like(prompt))
+    gaps = [after - before for before, after in itertools.pairwise(moments)]
+    steps = clock.seconds[1:]  # the first call was the prompt's
+    return median(gap - step for gap, step in zip(gaps, steps, strict=True))
 
 
 def main() -> None:

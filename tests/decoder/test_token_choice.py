@@ -26,6 +26,7 @@ from transformers.generation.stopping_criteria import (
 from optimizations.decoder import stopping
 from optimizations.decoder.stopping import Stopping
 from optimizations.decoder.token_choice import TokenChoice
+from optimizations.decoder.token_ids import ROOM, TokenIds
 
 ENDS = torch.tensor([3, 7, 500])  # the last one is outside of the vocabulary of these tests
 
@@ -60,6 +61,23 @@ def test_scores_are_those_of_transformers_list(
     assert torch.equal(choice.tokens(got), torch.argmax(wanted, dim=-1))
 
 
+@given(length=st.integers(1, 12), least=st.integers(0, 12))
+def test_what_is_forbidden_is_what_those_scores_hide(length: int, least: int) -> None:
+    processors = LogitsProcessorList(
+        [MinLengthLogitsProcessor(least, ENDS), MinNewTokensLengthLogitsProcessor(4, 3, torch.tensor([9]))]
+    )
+    choice = TokenChoice(processors, sampled=False)
+    assert not choice.exact
+    hidden = processors(torch.zeros((1, length), dtype=torch.int64), logits(1).float()).isneginf()[0]
+    assert {end for end in choice.forbidden(length) if end < 40} == set(hidden.nonzero().reshape(-1).tolist())
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_choice_that_computes_scores_is_exact(sampled: bool) -> None:
+    warm = [TemperatureLogitsWarper(0.7)]
+    assert TokenChoice(LogitsProcessorList([] if sampled else warm), sampled).exact
+
+
 def test_kept_logits_are_not_written() -> None:
     given_logits = logits(2, torch.float32)
     before = given_logits.clone()
@@ -88,10 +106,10 @@ def test_a_list_of_the_users_own_kind_is_called_as_a_whole() -> None:
     assert torch.equal(choice.tokens(scores), torch.argmin(logits(1).float(), dim=-1))
 
 
-def rows_of(last: list[int], length: int) -> Tensor:
+def rows_of(last: list[int], length: int) -> TokenIds:
     ids = torch.full((len(last), length), 9, dtype=torch.int64)
     ids[:, -1] = torch.tensor(last)
-    return ids
+    return TokenIds(ids)
 
 
 @given(last=st.lists(st.integers(0, 9), min_size=1, max_size=4), length=st.integers(1, 9))
@@ -99,7 +117,7 @@ def test_ended_rows_are_those_of_transformers_list(last: list[int], length: int)
     own: Callable[..., Tensor] = lambda ids, scores: ids[:, -1] == 5
     criteria = StoppingCriteriaList([MaxLengthCriteria(8), EosTokenCriteria(ENDS), MaxTimeCriteria(1e9), own])
     ids = rows_of(last, length)
-    wanted = criteria(ids, None).tolist()
+    wanted = criteria(ids.all(), None).tolist()
     ended = Stopping(criteria, len(last))
     assert ended(ids, last, None) == all(wanted)
     assert ended.ended == wanted
@@ -141,3 +159,14 @@ def test_a_list_of_criteria_of_the_users_own_kind_is_called_as_a_whole() -> None
             return torch.zeros(len(input_ids), dtype=torch.bool)
 
     assert not Stopping(Never([MaxLengthCriteria(1)]), 1)(rows_of([1], 4), [1], None)
+
+
+def test_token_ids_grow_and_what_was_given_out_stays() -> None:
+    ids = TokenIds(torch.tensor([[1, 2], [3, 4]]))
+    given_out = ids.all()
+    for token in range(2 * ROOM):
+        ids.append(torch.tensor([token, -token]))
+    assert given_out.tolist() == [[1, 2], [3, 4]]
+    assert ids.last().tolist() == [2 * ROOM - 1, 1 - 2 * ROOM]
+    assert ids.all().tolist() == [[1, 2, *range(2 * ROOM)], [3, 4, *(-token for token in range(2 * ROOM))]]
+    assert ids.all().is_contiguous()

@@ -14,6 +14,9 @@ from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from optimizations.decoder import generation
+from optimizations.decoder.forward import Step
+from optimizations.decoder.masks import GrowingMask
+from optimizations.decoder.token_ids import ROOM, TokenIds
 from optimizations.runner import Runner
 from optimizations.session import optimize
 
@@ -322,7 +325,7 @@ def test_the_class_keeps_its_name_and_comes_back(tiny: Tiny) -> None:
     assert type(model) is before
 
 
-def test_a_token_outside_the_vocabulary_is_refused_before_memory_is_read(
+def test_tokens_outside_the_vocabulary_are_refused_before_memory_is_read(
     tiny: Tiny, prompts: Prompts
 ) -> None:
     runner = tiny(DENSE)
@@ -332,13 +335,33 @@ def test_a_token_outside_the_vocabulary_is_refused_before_memory_is_read(
             **prompts(1, 6), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
         ).past_key_values
         length = cache.get_seq_length()
+        step = Step(cache, GrowingMask(None), length)
         for token in (-1, runner.text_config.vocab_size):
-            with pytest.raises(ValueError, match=rf"token {token} is outside 0 \.\. "):
-                forward.step(torch.tensor([token]), generation_mask(), length, cache)
+            for call in (
+                forward.logits,
+                lambda step, ids: forward.greedy(step, TokenIds(torch.tensor([ids])), []),
+            ):
+                with pytest.raises(ValueError, match=rf"token {token} is outside 0 \.\. "):
+                    call(step, [token])
         assert cache.get_seq_length() == length
 
 
-def generation_mask() -> Any:
-    from optimizations.decoder.masks import GrowingMask
+def test_a_step_needs_rows_that_the_cache_has(tiny: Tiny, prompts: Prompts) -> None:
+    runner = tiny(DENSE)
+    with optimize(runner, "native_decoder"), torch.inference_mode():
+        forward = runner.model.get_decoder().forward
+        cache = runner.generate(
+            **prompts(2, 6), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
+        ).past_key_values
+        step = Step(cache, GrowingMask(None), 7)
+        with pytest.raises(ValueError, match="the cache holds 2 rows, the input has 3"):
+            forward.logits(step, [8, 9, 10])
+        with pytest.raises(ValueError, match="inputs of shape .* in torch.float64 on cpu"):
+            forward.hidden(step, torch.zeros(2, 1, runner.text_config.hidden_size, dtype=torch.float64))
 
-    return GrowingMask(None)
+
+def test_a_generation_longer_than_the_room_of_its_ids(tiny: Tiny, prompts: Prompts) -> None:
+    runner, options = tiny(DENSE), {"max_new_tokens": ROOM + 40, "do_sample": False}
+    wanted = runner.generate(**prompts(2, 8, padding=3), **options)
+    with optimize(runner, "native_decoder"):
+        assert torch.equal(runner.generate(**prompts(2, 8, padding=3), **options), wanted)
