@@ -14,6 +14,7 @@ void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, 
 void dense_linear(Address x, int64_t m, int64_t cols, int dtype, const std::vector<uint64_t>& targets, int threads);
 void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Address experts, Address weights, int64_t k, int64_t n_experts, Address gate_up_data, Address gate_up_scales, Address down_data, Address down_scales, int bits, int group, Address out, int threads);
 void head_linear(const std::vector<int64_t>& x, const std::vector<int64_t>& weight, const std::vector<int64_t>& out, int64_t batch, int64_t heads, int64_t tokens, bool transposed, int dtype, int threads);
+void packed_head_linear(const std::vector<int64_t>& x, const std::vector<int64_t>& weight, const std::vector<int64_t>& out, int64_t batch, int64_t heads, int64_t tokens, bool transposed, int dtype, int threads);
 void dense_moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Address experts, Address weights, int64_t k, int64_t n_experts, Address gate_up, Address down, Address out, int threads);
 void rms_norm(Address x, Address residual, Address weight, Address sum, Address out, int64_t rows, int64_t width, int64_t x_stride, float eps, int dtype, int threads);
 void norm_rope(Address x, Address weight, Address cos, Address sin, Address out, int64_t batch, int64_t tokens, int64_t heads, int64_t dim, int64_t rope, int64_t x_batch, int64_t x_token, int64_t angle_batch, bool neighbours, float eps, int dtype, int angle_dtype, int threads);

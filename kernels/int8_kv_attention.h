@@ -7,11 +7,11 @@
 #include "attention.h"
 #include "check.h"
 #include "piece.h"
+#include "two_parts.h"
 
 namespace pio {
 
 constexpr int64_t kWidestHead = 1024;  // 127 * 127 * 128 * 1024 still fits int32
-constexpr float kIntegers = 127.0f * 128.0f;
 struct KeyPart {
   const void* q;
   const float* channel;  // [dim]: the cache holds key / channel, so the query is multiplied; or none

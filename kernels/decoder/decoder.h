@@ -8,6 +8,7 @@
 
 #include "decoder/buffer.h"
 #include "decoder/layers.h"
+#include "decoder/rows.h"
 
 namespace pio::decoder {
 
@@ -119,6 +120,7 @@ class Decoder {
   void latent(const Pass& pass, const Block& block, size_t layer, const Latent& a);
   void absorbed(const Pass& pass, const Block& block, size_t layer, const Latent& a, Address q);
   void expanded(const Pass& pass, const Block& block, size_t layer, const Latent& a, Address q);
+  void by_head(const Pass& pass, const Block& block, const Latent& a, bool keys, const Strided& x, const Strided& out);
   void turn(const Pass& pass, const Block& block, Address x, const Norm* norm, Address out, int64_t heads, int64_t dim,
             int64_t x_token, bool neighbours);
   struct Heads;      // what attention reads: queries and where keys and values lie

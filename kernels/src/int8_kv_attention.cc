@@ -8,25 +8,9 @@
 // A key may have two parts with a scale each: the latent and the rotary part of MLA, whose values are the latents
 // again. Results depend on shapes only, never on the number of threads.
 #ifdef PIO_ISA
+#include "simd/two_parts.inc"
 #include "simd/visible.inc"
 namespace pio::PIO_ISA {
-
-// v = scale (128 hi + lo), |hi| <= 127, |lo| <= 64; returns what turns v into an integer. n a multiple of 4.
-PIO_INLINE void split_in_two(const float* v, int64_t n, float to_integer, int8_t* hi, int8_t* lo) {
-  const F32 factor = set(to_integer), part = set(1.0f / 128), whole = set(-128.0f);
-  for (int64_t i = 0; i < n; i += 16) {
-    const F32 integer = round(mul(load(v + i), factor));
-    const F32 h = round(mul(integer, part));
-    store_i8(hi + i, to_i32(h));
-    store_i8(lo + i, to_i32(fma(h, whole, integer)));
-  }
-}
-
-PIO_INLINE int32_t total(const int8_t* p, int64_t n) {
-  I32 s = set_i32(0);
-  for (int64_t i = 0; i < n; i += 16) s = add(s, load_i8(p + i));
-  return sum(s);
-}
 
 template <class T>
 PIO_INLINE void take_query_row(const T* q, const float* channel, int64_t dim, QueryPart& out, int row) {

@@ -12,6 +12,8 @@ from torch.nn import functional
 from optimizations.native.bench_tools import Candidate, Limits, copies, show
 from optimizations.native.dense import dense_linear, dense_moe, head_linear
 from optimizations.native.dense_attention import attend_dense
+from optimizations.native.packed_heads import packed_head_linear
+from optimizations.native.packing import pack
 
 
 def normal(*shape: int) -> Tensor:
@@ -55,28 +57,41 @@ def bench_attention(kv_heads: int, group: int, dim: int, rounds: int, limits: Li
         )
 
 
-def bench_heads(heads: int, rows: int, cols: int, rounds: int, limits: Limits) -> None:
-    """The half of kv_b_proj that turns GLM-4.7-Flash's queries into latents, one token and sixteen."""
-    many = [normal(heads, rows, cols) for _ in range(copies(2 * heads * rows * cols))]
-    for tokens in (1, 16):
-        x = normal(1, heads, tokens, rows)
+def bench_heads(
+    heads: int, nope: int, v: int, rank: int, tokens: Sequence[int], rounds: int, limits: Limits
+) -> None:
+    """The halves of GLM-4.7-Flash's kv_b_proj, dense and packed: queries into latents, gathered latents into values."""
+    many = [normal(heads * (nope + v), rank) for _ in range(copies(2 * heads * (nope + v) * rank))]
+    packed = [pack(weight, bits=4) for weight in many * 4]
+    for transposed, first, rows in ((True, 0, nope), (False, nope, v)):
+        dense = [weight.view(heads, nope + v, rank)[:, first : first + rows] for weight in many]
+        share = rows / (nope + v)
+        for count in tokens:
+            x = normal(1, heads, count, rows if transposed else rank)
 
-        def own(i: int, x: Tensor = x) -> Tensor:
-            return head_linear(x, many[i % len(many)], transposed=True)
+            def own(i: int, x: Tensor = x, dense: list = dense, transposed: bool = transposed) -> Tensor:
+                return head_linear(x, dense[i % len(dense)], transposed)
 
-        def torchs(i: int, x: Tensor = x) -> Tensor:
-            return x @ many[i % len(many)]
+            def int4(
+                i: int, x: Tensor = x, first: int = first, rows: int = rows, transposed: bool = transposed
+            ) -> Tensor:
+                return packed_head_linear(x, packed[i % len(packed)], heads, first, rows, transposed)
 
-        show(
-            f"head linear {heads} x {rows} x {cols}, {tokens} tokens",
-            [
-                Candidate("head linear", many[0].nbytes, own),
-                Candidate("torch matmul", many[0].nbytes, torchs),
-            ],
-            2.0 * tokens * heads * rows * cols,
-            rounds,
-            limits,
-        )
+            def torchs(i: int, x: Tensor = x, dense: list = dense, transposed: bool = transposed) -> Tensor:
+                weight = dense[i % len(dense)]
+                return x @ (weight if transposed else weight.transpose(1, 2))
+
+            show(
+                f"head linear {heads} x {rows} x {rank}{', transposed' * transposed}, {count} tokens",
+                [
+                    Candidate("head bf16", int(many[0].nbytes * share), own),
+                    Candidate("head int4 g32", int(packed[0].nbytes * share), int4),
+                    Candidate("torch matmul", int(many[0].nbytes * share), torchs),
+                ],
+                2.0 * count * heads * rows * rank,
+                rounds,
+                limits,
+            )
 
 
 def bench_experts(hidden: int, inner: int, experts: int, k: int, rounds: int, limits: Limits) -> None:
@@ -100,5 +115,5 @@ def bench_dense(rows: int, cols: int, batches: Sequence[int], rounds: int, limit
     reading = dataclasses.replace(limits, arithmetic=None)
     bench_linears(rows, cols, batches, rounds, reading)
     bench_attention(8, 4, 128, rounds, reading)
-    bench_heads(20, 192, 512, rounds, reading)
+    bench_heads(20, 192, 256, 512, (1, 4, 8, 16), rounds, reading)
     bench_experts(2048, 768, 32, 8, rounds, reading)

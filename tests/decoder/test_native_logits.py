@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from optimizations.decoder.cache import NativeCache
 from optimizations.native.loader import native
 from optimizations.runner import Runner
 from optimizations.session import optimize
@@ -141,6 +142,29 @@ def test_packed_weights_are_as_near_to_dequantized_ones_as_their_modules_are(
     with optimize(runner, weights):
         modules = runner.forward(**inputs).logits
     assert divergence(exact, natively(runner, weights, **inputs).logits) < 1.5 * divergence(exact, modules)
+
+
+@pytest.mark.parametrize("weights", ["weight_int8", "weight_int4"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_short_passes_absorb_packed_latent_weights_as_they_are(
+    weights: str, rows: int, tiny: Tiny, prompts: Prompts
+) -> None:
+    """Up to eight queries read kv_b_proj packed, more of them its dense copy: both are the dequantized model."""
+    runner, inputs = tiny(LATENT), prompts(rows, 40)
+    with torch.inference_mode():
+        exact = dequantized(runner, weights)(**inputs).logits
+    with optimize(runner, weights):
+        modules = runner.forward(**inputs).logits
+    pieces, start, cache = [], 0, NativeCache(4)
+    with optimize(runner, weights, "native_decoder"):
+        for length in (12, 1, 2, 4, 3, 1, 5, 12):
+            ids = inputs["input_ids"][:, start : start + length]
+            at = torch.arange(start, start + length).expand(rows, -1)
+            output = runner.forward(input_ids=ids, position_ids=at, past_key_values=cache)
+            pieces.append(output.logits)
+            start += length
+        assert runner.model.get_decoder().forward.fallbacks == set()
+    assert divergence(exact, torch.cat(pieces, 1)) < 1.5 * divergence(exact, modules)
 
 
 @pytest.mark.parametrize("spec", ["kv_int8", "weight_int8+kv_int8"])

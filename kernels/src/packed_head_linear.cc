@@ -1,0 +1,234 @@
+// head_linear over packed weights: the two products of absorbed MLA with kv_b_proj as it is packed, for few rows of x.
+//
+// out[h] = x[h] W[h]^T is the tile of `linear`. Transposed, x[h] W[h] sums over the rows of W, which are the lanes of a
+// panel: x times the rows' scales becomes integers of 15 bits, one scale for a group of columns, and four by four bytes
+// are transposed in registers, as int8_kv_attention does with values. The relative error of such an x is 2^-14 of its
+// largest element.
+#ifdef PIO_ISA
+#include "simd/two_parts.inc"
+namespace pio::PIO_ISA {
+
+// x times the scales of one group of columns, as bytes beside which sixteen rows of the weight lie.
+struct Factors {
+  alignas(64) uint8_t hi[kMostHeadPanels][64], lo[kMostHeadPanels][64];
+  float scale;
+  int32_t zero;  // what the weights' zero point adds to every sum, negated
+};
+
+PIO_INLINE void take_factors(const Packed& w, int64_t group, const float* x, Factors& out) {
+  alignas(64) float v[kMostHeadPanels * 16];
+  alignas(64) int8_t hi[kMostHeadPanels * 16], lo[kMostHeadPanels * 16];
+  const int64_t panels = w.panels();
+  I32 most = set_i32(0);  // as bits, so that a NaN is the largest of all
+  for (int64_t p = 0; p < panels; ++p) {
+    const F32 factor = mul(load(x + 16 * p), load_as(w.scales + (p * w.groups() + group) * kLanes));
+    store(v + 16 * p, factor);
+    most = max(most, magnitude_bits(factor));
+  }
+  const int32_t bits = largest(most);
+  float m;
+  std::memcpy(&m, &bits, 4);
+  // Below 2^-100 the inverse would overflow; such a group counts as zero.
+  const bool usable = m > 1e-30f && m < 3e38f;
+  if (!usable) std::memset(v, 0, sizeof v);
+  split_in_two(v, 16 * panels, usable ? kIntegers / m : 0.0f, hi, lo);
+  for (int64_t p = 0; p < panels; ++p) {
+    store_bytes(out.hi[p], spread_quarters(hi + 16 * p));
+    store_bytes(out.lo[p], spread_quarters(lo + 16 * p));
+  }
+  out.scale = m / kIntegers;
+  out.zero = -(w.bits == 4 ? kNibbleZero : kByteZero) * (128 * total(hi, 16 * panels) + total(lo, 16 * panels));
+}
+
+// out[0 .. group) = the factors times one group of columns.
+template <int bits>
+void multiply_group(const Packed& w, int64_t group, const Factors& x, float* out) {
+  constexpr int kStep = bits == 4 ? 8 : 4;
+  alignas(64) int32_t sums[kMostGroup];
+  const uint8_t* data = w.data + group * w.group_bytes();
+  const int64_t panels = w.panels(), between = w.panel_bytes();
+  for (int k = 0; k < w.group; k += kStep, data += 64) {
+    I32 hi[2] = {set_i32(0), set_i32(0)}, lo[2] = {set_i32(0), set_i32(0)};
+    for (int64_t p = 0; p < panels; ++p) {
+      const Bytes both = load_bytes(data + p * between), x_hi = load_bytes(x.hi[p]), x_lo = load_bytes(x.lo[p]);
+      if constexpr (bits == 4) {
+        const Bytes first = transpose_quarters(low_nibbles(both)), next = transpose_quarters(high_nibbles(both));
+        hi[0] = dot_nibbles(hi[0], first, x_hi);
+        lo[0] = dot_nibbles(lo[0], first, x_lo);
+        hi[1] = dot_nibbles(hi[1], next, x_hi);
+        lo[1] = dot_nibbles(lo[1], next, x_lo);
+      } else {
+        const Bytes four = transpose_quarters(both);
+        hi[0] = dot_bytes(hi[0], four, x_hi);
+        lo[0] = dot_bytes(lo[0], four, x_lo);
+      }
+    }
+    for (int i = 0; i < kStep / 4; ++i) store_quarter_sums(sums + k + 4 * i, add(shift_left<7>(hi[i]), lo[i]));
+  }
+  const F32 scale = set(x.scale);
+  const I32 zero = set_i32(x.zero);
+  for (int k = 0; k < w.group; k += 16) store(out + k, mul(to_f32(add(load_i32(sums + k), zero)), scale));
+}
+
+// out[0 .. cols) of groups [begin, end) for one row of x [rows of w].
+template <class T>
+PIO_INLINE void multiply_columns(const Packed& w, const T* x, T* out, int64_t begin, int64_t end) {
+  alignas(64) float wide[kMostHeadPanels * 16], y[kMostGroup];
+  Factors factors;
+  for (int64_t i = 0; i < w.rows; i += 16) store(wide + i, load_as(x + i));
+  for (int64_t g = begin; g < end; ++g) {
+    take_factors(w, g, wide, factors);
+    w.bits == 4 ? multiply_group<4>(w, g, factors, y) : multiply_group<8>(w, g, factors, y);
+    const int64_t from = g * w.group, to = std::min(from + w.group, w.cols);
+    for (int64_t c = from; c < to; c += 16) {
+      const int n = static_cast<int>(std::min<int64_t>(16, to - c));
+      store_as_n(out + c, load(y + (c - from)), n);
+    }
+  }
+}
+
+void packed_columns(const Packed& w, const void* x, void* out, Dtype dtype, int64_t begin, int64_t end) {
+  if (dtype == Dtype::f32)
+    return multiply_columns(w, static_cast<const float*>(x), static_cast<float*>(out), begin, end);
+  multiply_columns(w, static_cast<const uint16_t*>(x), static_cast<uint16_t*>(out), begin, end);
+}
+
+}  // namespace pio::PIO_ISA
+#else
+#include <cstdint>
+
+namespace pio {
+constexpr int kMostHeadPanels = 32;  // of a head; more rows of int8 could overflow the sums
+constexpr int kMostGroup = 128;
+constexpr int kNibbleZero = 8;
+}  // namespace pio
+#include "dense.h"
+#include "entries.h"
+#include "quant.h"
+#include "two_parts.h"
+#define PIO_FILE "src/packed_head_linear.cc"
+#include "foreach_isa.h"
+
+namespace pio {
+
+PIO_TABLE(packed_columns)
+
+namespace {
+
+struct PackedHeads {
+  Packed all;
+  const char* x;
+  char* out;
+  int64_t x_batch, x_head, x_token, out_batch, out_head, out_token;  // bytes
+  int64_t first, between, rows;  // of the weight: of a head's slice, of heads, of the slice
+  int64_t batch, heads, tokens;
+  Dtype dtype;
+
+  int64_t count() const { return batch * tokens; }  // rows of x of one head
+  const char* x_row(int64_t head, int64_t i) const {
+    return x + i / tokens * x_batch + head * x_head + i % tokens * x_token;
+  }
+  char* out_row(int64_t head, int64_t i) const {
+    return out + i / tokens * out_batch + head * out_head + i % tokens * out_token;
+  }
+  Packed of(int64_t head) const {
+    const int64_t panel = (head * between + first) / kLanes;
+    Packed slice = all;
+    slice.data += panel * all.panel_bytes();
+    slice.scales += panel * all.groups() * kLanes;
+    slice.rows = rows;
+    return slice;
+  }
+};
+
+void run_packed_rows(const PackedHeads& a, int threads) {
+  const int64_t n = a.heads * a.count(), panels = a.rows / kLanes;
+  const Activations act = scratch_activations(0, n, a.all.cols, a.all.group);
+  for (int64_t i = 0; i < n; ++i) {
+    const Activations row{act.data + i * act.stride(), act.groups, act.group};
+    quantize_rows(a.x_row(i / a.count(), i % a.count()), a.dtype, a.all.cols, 0, 1, row, 1);
+  }
+  const Tile tile = current_tile(a.all.group);
+  const int64_t pieces = ceil_div(panels, tile.panels);
+  parallel_for(a.heads * pieces, 1, threads, [&](int64_t begin, int64_t end) {
+    alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
+    int64_t which[kMaxTilePanels], rows[kMaxTileRows];
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t head = piece / pieces, panel = piece % pieces * tile.panels;
+      const int n_panels = static_cast<int>(std::min<int64_t>(tile.panels, panels - panel));
+      for (int p = 0; p < n_panels; ++p) which[p] = panel + p;
+      for (int64_t r = 0; r < a.count(); r += tile.rows) {
+        const int count = static_cast<int>(std::min<int64_t>(tile.rows, a.count() - r));
+        for (int t = 0; t < count; ++t) rows[t] = head * a.count() + r + t;
+        tile.multiply(a.of(head), which, n_panels, act, rows, count, y);
+        for (int p = 0; p < n_panels; ++p)
+          for (int t = 0; t < count; ++t)
+            store_rows(y + (p * count + t) * kLanes, 1, nullptr, a.out_row(head, r + t), a.dtype, which[p] * kLanes,
+                       a.rows, kLanes);
+      }
+    }
+  });
+}
+
+// Pieces: heads by a few groups of columns, whose weights (3 KB a group at 192 rows of int4) stay for all rows of x.
+void run_packed_columns(const PackedHeads& a, int threads) {
+  constexpr int64_t kGroups = 4;
+  const int64_t groups = a.all.groups(), pieces = ceil_div(groups, kGroups);
+  parallel_for(a.heads * pieces, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t head = piece / pieces, g = piece % pieces * kGroups;
+      for (int64_t i = 0; i < a.count(); ++i)
+        PIO_CALL(packed_columns)(a.of(head), a.x_row(head, i), a.out_row(head, i), a.dtype, g,
+                                 std::min(g + kGroups, groups));
+    }
+  });
+}
+
+}  // namespace
+
+// head_linear where W[h] are rows [h * between + first, + rows) of one packed weight [heads * between, cols]. x, out:
+// {address, batch, head, token strides in elements}; weight: {data, scales, cols, bits, group, first, between, rows},
+// the last three multiples of 16, rows at most 512.
+void packed_head_linear(const std::vector<int64_t>& x, const std::vector<int64_t>& weight,
+                        const std::vector<int64_t>& out, int64_t batch, int64_t heads, int64_t tokens, bool transposed,
+                        int dtype, int threads) {
+  const char* name = "packed_head_linear";
+  const Dtype type = require_dtype(dtype, name);
+  require(x.size() == 4 && out.size() == 4, "packed_head_linear: x and out are described by 4 numbers each");
+  require(weight.size() == 8, "packed_head_linear: a weight is described by 8 numbers");
+  require(batch >= 0 && heads > 0 && tokens >= 0, "packed_head_linear: counts must be positive");
+  const int64_t first = weight[5], between = weight[6], rows = weight[7];
+  require(first >= 0 && rows > 0 && first + rows <= between && (first | between | rows) % kLanes == 0,
+          "packed_head_linear: a head's rows must be whole panels of 16 within the rows of a head");
+  require(rows <= kMostHeadPanels * kLanes, "packed_head_linear: a head has at most 512 rows");
+  const Packed all =
+      checked_packed(name, static_cast<Address>(weight[0]), static_cast<Address>(weight[1]), heads * between, weight[2],
+                     static_cast<int>(weight[3]), static_cast<int>(weight[4]));
+  require(all.group <= kMostGroup, "packed_head_linear: groups of more than 128 columns");
+  if (batch == 0 || tokens == 0) return;
+  const auto size = static_cast<int64_t>(size_of(type));
+  require_address(static_cast<Address>(x[0]), size_of(type), name, "x");
+  require_address(static_cast<Address>(out[0]), size_of(type), name, "out");
+  const PackedHeads a{all,
+                      reinterpret_cast<const char*>(x[0]),
+                      reinterpret_cast<char*>(out[0]),
+                      x[1] * size,
+                      x[2] * size,
+                      x[3] * size,
+                      out[1] * size,
+                      out[2] * size,
+                      out[3] * size,
+                      first,
+                      between,
+                      rows,
+                      batch,
+                      heads,
+                      tokens,
+                      type};
+  const int64_t values = heads * rows * all.cols;
+  const int used = std::max(1, threads_for(values * all.bits / 8, values * a.count(), threads));
+  transposed ? run_packed_columns(a, used) : run_packed_rows(a, used);
+}
+
+}  // namespace pio
+#endif
