@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +11,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
 from optimizations.decoder.cache import Memory, NativeCache, usable
-from optimizations.decoder.masks import GrowingMask, Mask, read_mask
+from optimizations.decoder.masks import Mask, read_mask
 from optimizations.decoder.plan import Plan
-from optimizations.decoder.positions import Angles, rotary_positions
-from optimizations.decoder.token_ids import TokenIds
+from optimizations.decoder.positions import Angles, Turned, rotary_positions
 from optimizations.native.loader import native
 
 logger = logging.getLogger(__name__)
@@ -26,27 +24,14 @@ RECORDED = ("output_attentions", "output_hidden_states", "output_router_logits")
 MIXTURES = ("Qwen3MoeModel", "Glm4MoeLiteModel")
 
 
-@dataclasses.dataclass
-class Step:
-    """One token for every row behind what `cache` holds; `NativeForward.refuses` has nothing against the cache.
-
-    `mask` and `position` say what it sees and where it stands, as `GrowingMask` and `next_position` have it.
-    """
-
-    cache: Any
-    mask: GrowingMask
-    position: int | Tensor
-    held: Any = None  # memory that the native call reads
-
-
 class NativeForward:
     """`forward` of one decoder; `original` is transformers' own, for what cannot be done natively."""
 
     def __init__(self, decoder: Any, plan: Plan, original: Callable[..., Any]) -> None:
         self.decoder, self.plan, self.original = decoder, plan, original
         self.fallbacks: set[str] = set()  # reasons already given
-        self._memory = Memory(plan)
-        self._angles = Angles(decoder, plan.dtype, plan.rope)
+        self.memory = Memory(plan)
+        self.angles = Angles(decoder, plan.dtype, plan.rope)
         self._nothing_visual = native().decoder.Visual([], [])
         mixture = type(decoder).__name__ in MIXTURES
         self._output: Any = MoeModelOutputWithPast if mixture else BaseModelOutputWithPast
@@ -75,7 +60,7 @@ class NativeForward:
             if cache is None:
                 cache = NativeCache(self.plan.layers) if wants_cache else NativeCache(1, room=0)
             visual = (visual_pos_masks, deepstack_visual_embeds)
-            done = self._run(x, attention_mask, position_ids, cache, visual)
+            done = self._pass(x, attention_mask, position_ids, cache, visual)
             if not isinstance(done, str):
                 return self._result(done, cache if wants_cache else past_key_values, kwargs)
             reason = done
@@ -129,7 +114,7 @@ class NativeForward:
             self.fallbacks.add(reason)
             logger.warning("native_decoder takes transformers' own path: %s", reason)
 
-    def _run(
+    def _pass(
         self, x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any, visual: tuple[Any, Any]
     ) -> Tensor | str:
         """Hidden states after the last norm, or why the inputs cannot be taken. The cache grows when all is done."""
@@ -141,83 +126,32 @@ class NativeForward:
         if isinstance(seen, str):
             return seen
         angles = (
-            self._angles.at(start, tokens)
+            self.angles.at(start, tokens)
             if positions is None
-            else self._angles.of(rotary_positions(positions))
+            else self.angles.of(rotary_positions(positions))
         )
-        shown, kept = self._nothing_visual, None
-        if visual[1]:
-            shown, kept = self._visual(*visual)
-        out = self._call(x, seen, angles, cache, shown)
+        shown, kept = self._visual(*visual) if visual[1] else (None, None)
+        out = self.run(x, seen, angles, cache, shown)
         del kept  # its memory was read until here
         return out
 
-    def greedy(self, step: Step, text: TokenIds, forbidden: list[int]) -> list[int]:
-        """Appends to `text` the likeliest tokens after its last ones; the plan must have a vocabulary."""
-        text.reserve()
-        memory, described, start = self._described(step, text.rows)
-        chosen: list[int] = self.plan.decoder.greedy(
-            memory,
-            text.memory.data_ptr(),
-            text.memory.shape[1],
-            text.length,
-            forbidden,
-            *described,
-            text.rows,
-            start,
-            torch.get_num_threads(),
-        )
-        text.length += 1
-        _advance(step.cache, start + 1)
-        return chosen
+    def run(self, x: Tensor, seen: Mask, angles: Turned, cache: Any, shown: Any = None) -> Tensor:
+        """Hidden states after the last norm for embeddings x, both [B, tokens, hidden]. The cache grows when all is done.
 
-    def logits(self, step: Step, tokens: list[int]) -> Tensor:
-        """[B, vocabulary] after one token per row; the plan must have a vocabulary."""
-        logits = torch.empty((len(tokens), self.plan.vocabulary), dtype=self.plan.dtype)
-        memory, described, start = self._described(step, len(tokens))
-        self.plan.decoder.step(memory, tokens, logits.data_ptr(), *described, start, torch.get_num_threads())
-        _advance(step.cache, start + 1)
-        return logits
-
-    def hidden(self, step: Step, x: Tensor) -> Tensor:
-        """Hidden states after the last norm for embeddings x, both [B, 1, hidden]."""
+        Args:
+            angles: as `Angles` gives them for these tokens.
+            shown: the native description of DeepStack's inputs, or None.
+        """
         if odd := self._odd(x):
             raise ValueError(f"native_decoder: {odd}")
-        seen = step.mask.of(step.cache.layers[0].length + 1)
-        return self._call(x, seen, self._angles_at(step.position), step.cache, self._nothing_visual)
-
-    def _described(self, step: Step, batch: int) -> tuple[Any, tuple[int, int, int, int, int], int]:
-        """Memory of the cache, addresses of angles and mask, tokens in the cache; the step holds what they point to."""
-        start: int = step.cache.layers[0].length
-        step.held = self._angles_at(step.position)
-        seen = step.mask.of(start + 1)
-        mask = 0 if seen.seen is None else seen.seen.data_ptr()
-        memory = self._memory.of(step.cache, batch, 1)
-        return memory, (*step.held[:3], mask, seen.batch), start
-
-    def _angles_at(self, position: int | Tensor) -> tuple[int, int, int, Any]:
-        return self._angles.at(position, 1) if isinstance(position, int) else self._angles.of(position)
-
-    def _odd(self, x: Tensor) -> str | None:
-        """Why these embeddings cannot be taken."""
-        if x.dtype == self.plan.dtype and x.is_cpu and x.numel():
-            return None
-        return (
-            f"inputs of shape {tuple(x.shape)} in {x.dtype} on {x.device}; it takes {self.plan.dtype} on cpu"
-        )
-
-    def _call(
-        self, x: Tensor, seen: Mask, angles: tuple[int, int, int, Any], cache: Any, shown: Any
-    ) -> Tensor:
-        """The native call; `angles` and `seen` hold the memory that it reads."""
         batch, tokens = x.shape[0], x.shape[1]
         start: int = cache.layers[0].length
-        memory = self._memory.of(cache, batch, tokens)
+        memory = self.memory.of(cache, batch, tokens)
         x = x.contiguous()
         out = torch.empty_like(x)
         self.plan.decoder.run(
             memory,
-            shown,
+            shown or self._nothing_visual,
             x.data_ptr(),
             out.data_ptr(),
             *angles[:3],
@@ -230,8 +164,17 @@ class NativeForward:
             start,
             torch.get_num_threads(),
         )
-        _advance(cache, start + tokens)
+        for layer in cache.layers:
+            layer.length = start + tokens
         return out
+
+    def _odd(self, x: Tensor) -> str | None:
+        """Why these embeddings cannot be taken."""
+        if x.dtype == self.plan.dtype and x.is_cpu and x.numel():
+            return None
+        return (
+            f"inputs of shape {tuple(x.shape)} in {x.dtype} on {x.device}; it takes {self.plan.dtype} on cpu"
+        )
 
     def _visual(self, where: Tensor, embeds: list[Tensor]) -> tuple[Any, list[Tensor]]:
         """DeepStack: which rows gain what after the first layers, and the tensors that hold it."""
@@ -244,11 +187,6 @@ class NativeForward:
                     f"token, got {tuple(each.shape)}"
                 )
         return native().decoder.Visual(rows, [each.data_ptr() for each in held]), held
-
-
-def _advance(cache: Any, length: int) -> None:
-    for layer in cache.layers:
-        layer.length = length
 
 
 def _unknown(kwargs: dict[str, Any]) -> str | None:

@@ -12,6 +12,9 @@ CHANGING = ("dynamic", "longrope")
 FIRST = 2048
 LIMIT = 1 << 20  # positions; beyond, and below zero, angles are computed for the pass
 
+# Addresses of cos and sin, elements between the rows of a batch, and what holds the memory.
+Turned = tuple[int, int, int, Any]
+
 
 class Angles:
     """cos and sin of a pass: memory, and the distance between the rows of a batch."""
@@ -25,7 +28,7 @@ class Angles:
         self._cos = self._sin = self._like.new_empty((0, rope))
         self._inverse = self._rotary.inv_freq
 
-    def at(self, first: int, tokens: int) -> tuple[int, int, int, Any]:
+    def at(self, first: int, tokens: int) -> Turned:
         """Addresses of cos and sin of positions first .. first + tokens - 1, shared by all rows, and what holds them."""
         if not self._fixed or first < 0 or first + tokens > LIMIT:
             return self._computed(torch.arange(first, first + tokens)[None])
@@ -33,7 +36,7 @@ class Angles:
         offset = first * self._size
         return self._cos.data_ptr() + offset, self._sin.data_ptr() + offset, 0, (self._cos, self._sin)
 
-    def of(self, positions: Tensor) -> tuple[int, int, int, Any]:
+    def of(self, positions: Tensor) -> Turned:
         """The same for positions [rows, tokens], or [1 or 3, rows, tokens] of M-RoPE; rows is 1 or the batch."""
         if positions.dim() == 3:
             if any(not torch.equal(positions[0], each) for each in positions[1:]):
@@ -53,7 +56,7 @@ class Angles:
         cos, sin = self._cos[positions], self._sin[positions]
         return cos.data_ptr(), sin.data_ptr(), _between(cos), (cos, sin)
 
-    def _computed(self, positions: Tensor) -> tuple[int, int, int, Any]:
+    def _computed(self, positions: Tensor) -> Turned:
         cos, sin = (each.contiguous() for each in self._rotary(self._like, positions))
         return cos.data_ptr(), sin.data_ptr(), _between(cos), (cos, sin)
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from optimizations.decoder.forward import NativeForward, Step
-from optimizations.decoder.masks import GrowingMask
-from optimizations.decoder.positions import next_position
+from optimizations.decoder.forward import NativeForward
+from optimizations.decoder.steps import Steps
 from optimizations.decoder.stopping import Stopping
 from optimizations.decoder.token_choice import TokenChoice
 from optimizations.decoder.token_ids import TokenIds
@@ -119,44 +118,3 @@ def _padded(text: TokenIds, last: list[int], ended: list[bool], padding: Tensor)
         if over:
             text.memory[row, text.length - 1] = padding
     return text.last().tolist()
-
-
-class Steps:
-    """One token per row after another; cache, mask and positions are kept between them.
-
-    Args:
-        inputs: the model's keyword arguments for the first token after the prompt.
-    """
-
-    def __init__(self, model: Any, forward: NativeForward, inputs: dict[str, Any]) -> None:
-        self.cache = inputs["past_key_values"]
-        self._forward = forward
-        self._embed = forward.decoder.embed_tokens
-        self._head = model.get_output_embeddings()
-        self._mask = GrowingMask(inputs.get("attention_mask"))
-        self._position = next_position(inputs.get("position_ids"), self.cache.get_seq_length())
-        self.native = forward.plan.vocabulary > 0 and not (_changed(self._embed) or _changed(self._head))
-
-    def greedy(self, text: TokenIds, forbidden: list[int]) -> list[int]:
-        """Appends the likeliest next tokens to `text`; needs `native`."""
-        step = self._step()
-        return self._forward.greedy(step, text, forbidden)
-
-    def logits(self, last: list[int]) -> Tensor:
-        """[B, vocabulary] after the last tokens, one per row."""
-        step = self._step()
-        if self.native:
-            return self._forward.logits(step, last)
-        hidden = self._forward.hidden(step, self._embed(torch.tensor(last)[:, None]))
-        logits: Tensor = self._head(hidden)[:, -1]
-        return logits
-
-    def _step(self) -> Step:
-        position = self._position
-        self._position = position + 1
-        return Step(self.cache, self._mask, position)
-
-
-def _changed(module: Any) -> bool:
-    """Whether calling the module does more than its class says."""
-    return "forward" in module.__dict__ or bool(module._forward_hooks or module._forward_pre_hooks)

@@ -14,8 +14,7 @@ from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from optimizations.decoder import generation
-from optimizations.decoder.forward import Step
-from optimizations.decoder.masks import GrowingMask
+from optimizations.decoder.steps import Steps
 from optimizations.decoder.token_ids import ROOM, TokenIds
 from optimizations.runner import Runner
 from optimizations.session import optimize
@@ -325,39 +324,53 @@ def test_the_class_keeps_its_name_and_comes_back(tiny: Tiny) -> None:
     assert type(model) is before
 
 
+def begun(runner: Runner, inputs: dict[str, Tensor]) -> Steps:
+    """The steps after a prompt that was read, and whose cache they keep."""
+    cache = runner.generate(
+        **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
+    ).past_key_values
+    forward = runner.model.get_decoder().forward
+    return Steps(runner.model, forward, {"past_key_values": cache})
+
+
+@pytest.mark.parametrize("weights", [(), ("weight_int4",)], ids=["dense", "int4"])
 def test_tokens_outside_the_vocabulary_are_refused_before_memory_is_read(
-    tiny: Tiny, prompts: Prompts
+    weights: tuple[str, ...], tiny: Tiny, prompts: Prompts
 ) -> None:
     runner = tiny(DENSE)
-    with optimize(runner, "native_decoder"), torch.inference_mode():
-        forward = runner.model.get_decoder().forward
-        cache = runner.generate(
-            **prompts(1, 6), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
-        ).past_key_values
-        length = cache.get_seq_length()
-        step = Step(cache, GrowingMask(None), length)
+    with optimize(runner, *weights, "native_decoder"), torch.inference_mode():
+        steps = begun(runner, prompts(1, 6))
         for token in (-1, runner.text_config.vocab_size):
-            for call in (
-                forward.logits,
-                lambda step, ids: forward.greedy(step, TokenIds(torch.tensor([ids])), []),
-            ):
-                with pytest.raises(ValueError, match=rf"token {token} is outside 0 \.\. "):
-                    call(step, [token])
-        assert cache.get_seq_length() == length
+            text = TokenIds(torch.tensor([[token]]))
+            for call in (lambda text=text: steps.greedy(text, []), lambda token=token: steps.logits([token])):
+                with pytest.raises(ValueError, match=rf"{token} is outside 0 \.\. "):
+                    call()
+            assert text.length == 1
+        assert steps.cache.get_seq_length() == 6
 
 
-def test_a_step_needs_rows_that_the_cache_has(tiny: Tiny, prompts: Prompts) -> None:
+def test_a_step_needs_the_rows_that_the_cache_has(tiny: Tiny, prompts: Prompts) -> None:
     runner = tiny(DENSE)
     with optimize(runner, "native_decoder"), torch.inference_mode():
-        forward = runner.model.get_decoder().forward
-        cache = runner.generate(
-            **prompts(2, 6), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
-        ).past_key_values
-        step = Step(cache, GrowingMask(None), 7)
+        steps = begun(runner, prompts(2, 6))
         with pytest.raises(ValueError, match="the cache holds 2 rows, the input has 3"):
-            forward.logits(step, [8, 9, 10])
-        with pytest.raises(ValueError, match="inputs of shape .* in torch.float64 on cpu"):
-            forward.hidden(step, torch.zeros(2, 1, runner.text_config.hidden_size, dtype=torch.float64))
+            steps.logits([8, 9, 10])
+
+
+def test_embeddings_of_another_dtype_are_refused(tiny: Tiny, prompts: Prompts) -> None:
+    """A hook may give anything; the native call would read memory that is not there."""
+    runner = tiny(DENSE)
+    with optimize(runner, "native_decoder"), torch.inference_mode():
+        cache = begun(runner, prompts(1, 6)).cache
+        hook = runner.model.get_input_embeddings().register_forward_hook(
+            lambda module, args, out: out.double()
+        )
+        try:
+            steps = Steps(runner.model, runner.model.get_decoder().forward, {"past_key_values": cache})
+            with pytest.raises(ValueError, match=r"inputs of shape .* in torch\.float64 on cpu"):
+                steps.logits([9])
+        finally:
+            hook.remove()
 
 
 def test_a_generation_longer_than_the_room_of_its_ids(tiny: Tiny, prompts: Prompts) -> None:
