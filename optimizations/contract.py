@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optimizations.errors import InvalidSpec, Refusal
@@ -111,6 +111,10 @@ class Optimization(ABC):
     def figures(self, runner: Runner) -> Mapping[str, float]:
         """What the technique counted on `runner` since it was applied, by the record's names of metrics."""
         return {}
+
+    def unread(self, runner: Runner) -> Collection[str]:
+        """Names of tensors in the model that decoding one token does not read, kept for other passes."""
+        return ()
 
     def remarks(self, runner: Runner) -> Sequence[str]:
         """Sentences about what the technique did on `runner`, for the report: what it read, what it left out."""

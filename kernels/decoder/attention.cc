@@ -229,11 +229,11 @@ void Decoder::absorbed(const Pass& pass, const Block& block, size_t layer, const
 // Rapids).
 void Decoder::by_head(const Pass& pass, const Block& block, const Latent& a, bool keys, const Strided& x,
                       const Strided& out) {
-  constexpr int64_t kFewRows = 8, kPanel = 16, kMostRows = 512;
+  constexpr int64_t kFewRows = 8;
   const int64_t first = keys ? 0 : a.nope, rows = keys ? a.nope : a.v, all = a.nope + a.v;
   const std::vector<int64_t> from = {as_int(x.data), x.batch, x.head, x.token};
   const std::vector<int64_t> to = {as_int(out.data), out.batch, out.head, out.token};
-  if (a.kv_b.bits && block.rows() <= kFewRows && (a.nope | a.v) % kPanel == 0 && rows <= kMostRows)
+  if (a.by_head && block.rows() <= kFewRows)
     return packed_head_linear(
         from, {as_int(a.kv_b.data), as_int(a.kv_b.scales), a.rank, a.kv_b.bits, a.kv_b.group, first, all, rows}, to,
         block.batch, a.heads, block.tokens, keys, model_.dtype, pass.threads);

@@ -52,9 +52,9 @@ void bind_layers(nb::module_& m) {
            "v"_a, "o"_a, "q_norm"_a, "k_norm"_a, "heads"_a, "kv_heads"_a, "dim"_a, "scaling"_a);
   nb::class_<Latent>(m, "Latent")
       .def(nb::init<std::optional<Linear>, Norm, Linear, Linear, Linear, Linear, Norm, Address, int64_t, int64_t,
-                    int64_t, int64_t, int64_t, bool, float>(),
+                    int64_t, int64_t, int64_t, bool, bool, float>(),
            "q_a"_a.none(), "q_norm"_a, "q"_a, "kv_a"_a, "kv_b"_a, "o"_a, "kv_norm"_a, "kv_b_dense"_a, "heads"_a,
-           "nope"_a, "rope"_a, "v"_a, "rank"_a, "neighbours"_a, "scaling"_a);
+           "nope"_a, "rope"_a, "v"_a, "rank"_a, "neighbours"_a, "by_head"_a, "scaling"_a);
   nb::class_<Layer>(m, "Layer")
       .def(nb::init<Norm, Norm, std::optional<Grouped>, std::optional<Latent>, std::optional<Mlp>,
                     std::optional<Mixture>>(),

@@ -58,7 +58,8 @@ struct Grouped {
 };
 
 // Multi-head latent attention: the cache holds latents [rank] and a rotary key [rope] per token, shared by all heads.
-// kv_b [heads * (nope + v), rank] expands latents; kv_b_dense is the same in the element type, for absorption.
+// kv_b [heads * (nope + v), rank] expands latents; kv_b_dense is the same in the element type, for absorption. by_head:
+// kv_b is packed and its halves of a head are whole panels, so that few queries can be absorbed without the dense one.
 struct Latent {
   std::optional<Linear> q_a;  // with q_norm and q of its width; without: q reads the layer's input
   Norm q_norm;
@@ -66,7 +67,7 @@ struct Latent {
   Norm kv_norm;
   Address kv_b_dense;
   int64_t heads, nope, rope, v, rank;
-  bool neighbours;
+  bool neighbours, by_head;
   float scaling;
 };
 

@@ -27,12 +27,19 @@ def from_norm(weight: Tensor) -> Tensor | None:
 def measured(decoder: Any) -> list[Tensor | None]:
     """float32 [d] per layer, largest 1, for what transformers caches first: the largest over `TOKENS` random tokens (seed `SEED`).
 
-    For latents, whose norm says little: a channel may be nearly constant and ten times the others, with a weight like theirs.
+    For latents, whose norm says little: a channel may be nearly constant and ten times the others, with a weight like
+    theirs. Hooks of the decoder see this pass.
     """
     vocabulary = decoder.config.vocab_size
     ids = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(SEED))
     cache = DynamicCache(config=decoder.config)
-    decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+    training = [module for module in decoder.modules() if module.training]
+    try:
+        decoder.eval()
+        decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+    finally:
+        for module in training:
+            module.training = True
     return [_relative(layer.keys.float().abs().amax((0, 1, 2))) for layer in cache.layers]
 
 

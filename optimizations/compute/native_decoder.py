@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -114,6 +114,15 @@ class NativeDecoder(Optimization):
             undo()
             raise
         return undo
+
+    def unread(self, runner: Runner) -> Collection[str]:
+        from optimizations.cache.int8_attention import ABSORBED
+        from optimizations.decoder.plan import absorbs_packed
+
+        latent = (
+            (name, module) for name, module in runner.model.named_modules() if ABSORBED in module._buffers
+        )
+        return [f"{name}.{ABSORBED}" for name, module in latent if absorbs_packed(module)]
 
     def remarks(self, runner: Runner) -> Sequence[str]:
         """The reasons for which passes took transformers' own path."""

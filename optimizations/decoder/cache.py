@@ -114,9 +114,7 @@ class Memory:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._cache: Any = None
-        self._stamp: Any = None
-        self._native: Any = None
+        self._held: tuple[Any, int, Any] = (None, -1, None)  # cache, its version, description
 
     def of(self, cache: Any, batch: int, tokens: int) -> Any:
         """The native description of `cache` (NativeCache or Int8Cache) with room for `tokens` more.
@@ -128,13 +126,13 @@ class Memory:
         first = layers[0]
         if not first.is_initialized or first.length + tokens > first.capacity:
             _reserve(layers, batch, tokens, self._plan)
-        stamp = sum(layer.version for layer in layers)
-        if cache is not self._cache or stamp != self._stamp:
-            self._native = _describe(layers, self._plan)
-            self._cache, self._stamp = cache, stamp
+        version, held = sum(layer.version for layer in layers), self._held
+        if cache is not held[0] or version != held[1]:
+            # In one go, and read from the local name: another thread may run another cache meanwhile.
+            held = self._held = (cache, version, _describe(layers, self._plan))
         if first.batch != batch:
             raise ValueError(f"the cache holds {first.batch} rows, the input has {batch}")
-        return self._native
+        return held[2]
 
 
 def _reserve(layers: Sequence[Any], batch: int, tokens: int, plan: Plan) -> None:

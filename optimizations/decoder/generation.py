@@ -80,9 +80,12 @@ def native_loop(model: Any, forward: NativeForward) -> Undo:
         )
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    model.__class__ = type(cls.__name__, (cls,), {**names, "_sample": _sample})
+    made: Any = type(cls.__name__, (cls,), {**names, "_sample": _sample})
+    model.__class__ = made
 
     def undo() -> None:
         model.__class__ = cls
+        # A class lives in reference cycles until they are collected, and through this one caches and weights would.
+        del made._sample
 
     return undo

@@ -13,6 +13,8 @@ from optimizations.decoder.linears import Matrices
 from optimizations.errors import Refusal
 from optimizations.native.checks import DTYPE_CODES
 from optimizations.native.loader import native
+from optimizations.native.packed_heads import HEAD_PANEL, HEAD_ROWS
+from optimizations.weights.packed_modules import PackedLinear
 
 GROUPED = ("Qwen3Attention", "Qwen3MoeAttention", "Qwen3VLTextAttention")
 LATENT = ("Glm4MoeLiteAttention",)
@@ -31,6 +33,10 @@ class CacheShape:
     latent: bool
 
 
+# Per module: its id and the addresses of its tensors.
+Ends = tuple[tuple[int, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The native decoder of one model, and what keeps its addresses valid."""
@@ -43,6 +49,11 @@ class Plan:
     layers: int
     cache: CacheShape
     vocabulary: int  # of the native step from tokens to logits; 0: there is none
+    ends: Ends  # table and output layer of that step
+
+    def still_ends_in(self, table: Any, head: Any) -> bool:
+        """Whether the native step looks up in this embedding and multiplies with this layer, as they are now."""
+        return self.ends == _identities(table, head)
 
 
 def build_plan(decoder: Any, head: Any = None) -> Plan:
@@ -68,7 +79,21 @@ def build_plan(decoder: Any, head: Any = None) -> Plan:
     tensors = tuple(matrices.tensors)
     vocabulary = config.vocab_size if ends else 0
     return Plan(
-        kinds.Decoder(model), tensors, dtype, config.hidden_size, rope, len(layers), shape, vocabulary
+        kinds.Decoder(model),
+        tensors,
+        dtype,
+        config.hidden_size,
+        rope,
+        len(layers),
+        shape,
+        vocabulary,
+        _identities(decoder.embed_tokens, head) if ends else (),
+    )
+
+
+def _identities(*modules: Any) -> Ends:
+    return tuple(
+        (id(module), *(t.data_ptr() for t in (*module.parameters(), *module.buffers()))) for module in modules
     )
 
 
@@ -159,8 +184,16 @@ def _latent(name: str, a: Any, config: Any, matrices: Matrices) -> Any:
         v=a.v_head_dim,
         rank=rank,
         neighbours=bool(config.rope_interleave),
+        by_head=absorbs_packed(a),
         scaling=a.scaling,
     )
+
+
+def absorbs_packed(attention: Any) -> bool:
+    """Whether few queries are absorbed by `kv_b_proj` as it is packed, so that decoding does not read its dense copy."""
+    halves = (attention.qk_nope_head_dim, attention.v_head_dim)
+    fits = all(rows % HEAD_PANEL == 0 and rows <= HEAD_ROWS for rows in halves)
+    return fits and isinstance(attention.kv_b_proj, PackedLinear)
 
 
 def _mlp(name: str, mlp: Any, hidden: int, matrices: Matrices) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ LIMIT = 1 << 20  # positions; beyond, and below zero, angles are computed for th
 Turned = tuple[int, int, int, Any]
 
 
+class Table(NamedTuple):
+    """cos and sin of positions 0, 1, …, both [positions, rope], and the frequencies that they were made with."""
+
+    cos: Tensor
+    sin: Tensor
+    inverse: Tensor
+
+
 class Angles:
     """cos and sin of a pass: memory, and the distance between the rows of a batch."""
 
@@ -25,16 +33,15 @@ class Angles:
         self._rope = rope
         self._fixed = not any(kind in self._rotary.rope_type for kind in CHANGING)
         self._size = dtype.itemsize * rope
-        self._cos = self._sin = self._like.new_empty((0, rope))
-        self._inverse = self._rotary.inv_freq
+        nothing = self._like.new_empty((0, rope))
+        self._table = Table(nothing, nothing, self._rotary.inv_freq)
 
     def at(self, first: int, tokens: int) -> Turned:
         """Addresses of cos and sin of positions first .. first + tokens - 1, shared by all rows, and what holds them."""
         if not self._fixed or first < 0 or first + tokens > LIMIT:
             return self._computed(torch.arange(first, first + tokens)[None])
-        self._reach(first + tokens)
-        offset = first * self._size
-        return self._cos.data_ptr() + offset, self._sin.data_ptr() + offset, 0, (self._cos, self._sin)
+        table, offset = self._reach(first + tokens), first * self._size
+        return table.cos.data_ptr() + offset, table.sin.data_ptr() + offset, 0, table
 
     def of(self, positions: Tensor) -> Turned:
         """The same for positions [rows, tokens], or [1 or 3, rows, tokens] of M-RoPE; rows is 1 or the batch."""
@@ -52,24 +59,26 @@ class Angles:
             return self.at(first, positions.shape[1])
         if int(positions.min()) < 0 or beyond > LIMIT:
             return self._computed(positions)
-        self._reach(beyond)
-        cos, sin = self._cos[positions], self._sin[positions]
+        table = self._reach(beyond)
+        cos, sin = table.cos[positions], table.sin[positions]
         return cos.data_ptr(), sin.data_ptr(), _between(cos), (cos, sin)
 
     def _computed(self, positions: Tensor) -> Turned:
         cos, sin = (each.contiguous() for each in self._rotary(self._like, positions))
         return cos.data_ptr(), sin.data_ptr(), _between(cos), (cos, sin)
 
-    def _reach(self, length: int) -> None:
-        """Let the table cover positions below `length`; it doubles, and follows a change of the frequencies."""
-        inverse = self._rotary.inv_freq
-        if length <= self._cos.shape[0] and inverse is self._inverse:
-            return
-        rows = max(FIRST, 2 * self._cos.shape[0], length)
+    def _reach(self, length: int) -> Table:
+        """A table of positions below `length`, or more: it doubles, and follows a change of the frequencies."""
+        table, inverse = self._table, self._rotary.inv_freq
+        if length <= table.cos.shape[0] and inverse is table.inverse:
+            return table
+        rows = max(FIRST, 2 * table.cos.shape[0], length)
         with torch.inference_mode(False):  # a table made in inference mode could not be used outside of it
-            cos, sin = self._rotary(self._like, torch.arange(rows)[None])
-        self._cos, self._sin = cos.reshape(rows, -1).contiguous(), sin.reshape(rows, -1).contiguous()
-        self._inverse = inverse
+            both = self._rotary(self._like, torch.arange(rows)[None])
+        cos, sin = (each.reshape(rows, -1).contiguous() for each in both)
+        # In one go, and used from the local name: another thread may extend it meanwhile.
+        table = self._table = Table(cos, sin, inverse)
+        return table
 
 
 def rotary_positions(positions: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Steps:
         self._head = model.get_output_embeddings()
         self._mask = GrowingMask(inputs.get("attention_mask"))
         self._position = next_position(inputs.get("position_ids"), self.cache.get_seq_length())
-        self.native = self._plan.vocabulary > 0 and not (_changed(self._embed) or _changed(self._head))
+        ends = (self._embed, self._head)
+        self.native = self._plan.still_ends_in(*ends) and not any(_watched(end) for end in ends)
 
     def greedy(self, text: TokenIds, forbidden: list[int]) -> list[int]:
         """Appends to `text` the likeliest tokens after its last ones, and returns them; needs `native`."""
@@ -81,6 +82,6 @@ def _addresses(angles: Turned, seen: Mask) -> tuple[int, int, int, int, int]:
     return (*angles[:3], 0 if seen.seen is None else seen.seen.data_ptr(), seen.batch)
 
 
-def _changed(module: Any) -> bool:
+def _watched(module: Any) -> bool:
     """Whether calling the module does more than its class says."""
     return "forward" in module.__dict__ or bool(module._forward_hooks or module._forward_pre_hooks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -31,9 +32,8 @@ class Stopping:
         plain = type(criteria) is StoppingCriteriaList
         self._criteria = [_quick(each) for each in criteria] if plain else [_called(criteria)]
         self.ended = [False] * rows
-        self.pads = any(
-            hasattr(each, "eos_token_id") for each in criteria
-        )  # after their end rows get padding
+        # After their end rows get padding.
+        self.pads = any(hasattr(each, "eos_token_id") for each in criteria)
 
     def __call__(self, ids: TokenIds, last: list[int], scores: Any) -> bool:
         """Whether all rows are done, after `last` was appended to ids; scores as transformers' criteria get them."""
@@ -65,7 +65,9 @@ def _longest(criterion: MaxLengthCriteria) -> Done:
 
 def _called(criterion: Any) -> Done:
     def done(ids: TokenIds, last: list[int], scores: Any) -> list[bool]:
-        found: list[bool] = criterion(ids.all(), scores).expand(len(last)).tolist()
+        # Some give a single verdict for all rows, as a bool or a tensor.
+        verdict = torch.as_tensor(criterion(ids.all(), scores)).reshape(-1)
+        found: list[bool] = verdict.expand(len(last)).tolist()
         return found
 
     return done

@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from optimizations.native.argmax import argmax
+from optimizations.native.checks import DTYPE_CODES
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,8 +38,8 @@ class TokenChoice:
         plain = type(processors) is LogitsProcessorList
         lengths = [_minimal_length(each) for each in processors] if plain else [None]
         self._sampled = sampled
-        # Scores of float32 are for processors that compute: the largest of rounded logits is where theirs is.
-        self.exact = sampled or None in lengths
+        # Only then scores have to be float32: the largest of rounded logits is where theirs is.
+        self.computes = sampled or None in lengths
         self._lengths = [each for each in lengths if each is not None]
         self._processors: list[Processor] = [processors]
         if plain:
@@ -46,7 +47,7 @@ class TokenChoice:
             self._processors = [length or _called(one) for length, one in pairs]
 
     def forbidden(self, length: int) -> list[int]:
-        """Tokens that a text of `length` may not go on with; all there is to know unless the choice is `exact`."""
+        """Tokens that a text of `length` may not go on with; all there is to know unless the choice `computes` with scores."""
         return [end for each in self._lengths if length < each.least for end in each.ends]
 
     def scores(self, ids: Tensor, logits: Tensor, keep: bool) -> Tensor:
@@ -56,7 +57,7 @@ class TokenChoice:
             keep: logits stay as they are and scores are float32, as transformers would record them. Otherwise
                 both may be one tensor.
         """
-        scores = logits.to(torch.float32, copy=True) if keep or self.exact else logits
+        scores = logits.to(torch.float32, copy=True) if keep or self.computes else logits
         for process in self._processors:
             scores = process(ids, scores)
         return scores
@@ -65,7 +66,8 @@ class TokenChoice:
         """int64 [B]."""
         if self._sampled:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)
-        return argmax(scores)
+        ours = scores.dtype in DTYPE_CODES and scores.stride(-1) == 1 and scores.stride(0) >= scores.shape[-1]
+        return argmax(scores) if ours else torch.argmax(scores, dim=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class MinimalLength:
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         if ids.shape[-1] < self.least:
-            known = [end for end in self.ends if end < scores.shape[-1]]
+            known = [end for end in self.ends if 0 <= end < scores.shape[-1]]
             scores[:, known] = -math.inf
         return scores
 

@@ -17,7 +17,8 @@ class TokenIds:
 
     def __init__(self, ids: Tensor) -> None:
         self.rows, self.length = ids.shape
-        self.memory = ids.new_empty((self.rows, self.length + ROOM))
+        # int64 whatever the prompt's dtype is, as torch.cat would make it: native steps read and write this memory.
+        self.memory = torch.empty((self.rows, self.length + ROOM), dtype=torch.int64)
         self.memory[:, : self.length] = ids
 
     def reserve(self) -> None:
@@ -31,9 +32,13 @@ class TokenIds:
         self.memory[:, self.length] = tokens
         self.length += 1
 
+    def replace_last(self, row: int, token: int) -> None:
+        """Another last token for one row."""
+        self.memory[row, self.length - 1] = token
+
     def last(self) -> Tensor:
-        """int64 [B]: the last token of every row, which later ones leave as it is."""
-        return self.memory[:, self.length - 1]
+        """int64 [B]: a copy of the last token of every row."""
+        return self.memory[:, self.length - 1].clone()
 
     def all(self) -> Tensor:
         """int64 [B, length], dense; later tokens leave it as it is."""

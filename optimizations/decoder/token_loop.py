@@ -29,6 +29,7 @@ WRAPPERS = (
     "Qwen3VLForConditionalGeneration",
     "Glm4MoeLiteForCausalLM",
 )
+PREPARING = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 
 
 def unsuitable(model: Any, forward: NativeForward, config: Any, inputs: dict[str, Any]) -> str | None:
@@ -43,6 +44,8 @@ def unsuitable(model: Any, forward: NativeForward, config: Any, inputs: dict[str
         return f"the model is a {type(model).__name__}; known: {', '.join(WRAPPERS)}"
     if config.output_attentions or config.output_hidden_states:
         return "attention maps or hidden states are wanted"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast chooses dtypes"
     if not inputs.get("use_cache") or inputs.get("past_key_values") is None:
         return "there is no cache"
     return _watched(model, forward) or forward.refuses(inputs["past_key_values"])
@@ -51,8 +54,13 @@ def unsuitable(model: Any, forward: NativeForward, config: Any, inputs: dict[str
 def _watched(model: Any, forward: NativeForward) -> str | None:
     """Who else wants to see every pass through the model, or None."""
     outer = [model] if model.base_model is forward.decoder else [model, model.base_model]
-    if any("forward" in module.__dict__ for module in outer):
+    if (
+        any("forward" in module.__dict__ for module in outer)
+        or forward.decoder.__dict__["forward"] is not forward
+    ):
         return "the forward of the model was replaced"
+    if any(name in model.__dict__ for name in PREPARING):
+        return "the preparation of its inputs was replaced"
     hooked = has_global_hooks() or any(
         module._forward_hooks
         or not all(getattr(hook, IDLE_WITH_CACHE, False) for hook in module._forward_pre_hooks.values())
@@ -82,20 +90,22 @@ def generate_tokens(
     raw: tuple[Tensor, ...] | None = () if recorded and config.output_logits else None
     output = model._prefill(ids, config, inputs, is_first_iteration=not config.is_assistant)
     steps = Steps(model, forward, model._update_model_kwargs_for_generation(output, inputs))
-    logits: Tensor | None = output.logits[:, -1]
-    del output  # it keeps the logits of the whole prompt where all were asked for
-    text, at_once = TokenIds(ids), steps.native and not (recorded or choice.exact)
+    # A copy: where logits of the whole prompt were asked for, a view would keep them.
+    logits: Tensor | None = output.logits[:, -1].clone()
+    del output
+    keep = scored is not None or raw is not None
+    text, at_once = TokenIds(ids), steps.native and not (keep or choice.computes)
     while True:
         if logits is None:
             last = steps.greedy(text, choice.forbidden(text.length))
         else:
-            scores = choice.scores(text.all(), logits, keep=recorded)
+            scores = choice.scores(text.all(), logits, keep)
             scored = scored if scored is None else (*scored, scores)
             raw = raw if raw is None else (*raw, logits.to(torch.float32, copy=True))
             text.append(choice.tokens(scores))
             last = text.last().tolist()
         if stopping.pads and any(stopping.ended):
-            last = _padded(text, last, stopping.ended, config._pad_token_tensor)
+            last = _padded(text, last, stopping.ended, int(config._pad_token_tensor))
         done = stopping(text, last, scored)
         if streamer is not None:
             streamer.put(text.last())
@@ -112,9 +122,8 @@ def generate_tokens(
     )
 
 
-def _padded(text: TokenIds, last: list[int], ended: list[bool], padding: Tensor) -> list[int]:
+def _padded(text: TokenIds, last: list[int], ended: list[bool], padding: int) -> list[int]:
     """Rows that were done before get padding for their last token; all rows' last tokens."""
-    for row, over in enumerate(ended):
-        if over:
-            text.memory[row, text.length - 1] = padding
-    return text.last().tolist()
+    for row in [row for row, over in enumerate(ended) if over]:
+        text.replace_last(row, padding)
+    return [padding if over else token for token, over in zip(last, ended, strict=True)]

@@ -9,6 +9,9 @@ from optimizations.native.checks import dtype_code, require_cpu, require_shape
 from optimizations.native.loader import native
 from optimizations.native.packing import Packed
 
+# Rows of a head must be whole panels, and no more than the kernel's sums hold.
+HEAD_PANEL, HEAD_ROWS = 16, 512
+
 
 def packed_head_linear(
     x: Tensor, weight: Packed, heads: int, first: int, rows: int, transposed: bool = False

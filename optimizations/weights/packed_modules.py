@@ -134,9 +134,10 @@ class PackedLinear(PackedModule):
         return self.format.linear(x, self.parts("weight"), self.out_features, self._parameters["bias"])
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """Dequantized rows of the weight: int64 [...] -> [..., in_features]."""
+        """Dequantized rows of the weight: int64 or int32 [...] -> [..., in_features]."""
+        wanted = indices.reshape(-1).to(torch.int64)
         rows = self.format.decode(
-            self.parts("weight"), self.out_features, self.in_features, self.dtype, indices=indices.reshape(-1)
+            self.parts("weight"), self.out_features, self.in_features, self.dtype, indices=wanted
         )
         return rows.view(*indices.shape, self.in_features)
 

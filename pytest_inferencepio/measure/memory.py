@@ -121,16 +121,17 @@ def bytes_read_per_step(runner: Runner) -> float:
     """Bytes of weights one decoding step must read, for one sequence.
 
     All tensors of the text model once; of routed experts the share a token is routed to; of the input
-    embedding one row, unless the output layer reads it all (tied). The vision tower is not read, and what
-    is streamed from disk counts with the buffer it passes through.
+    embedding one row, unless the output layer reads it all (tied). The vision tower is not read, nor what a technique
+    says that it keeps for other passes; what is streamed from disk counts with the buffer it passes through.
     """
     model = runner.model
     share = routed_share(runner)
     skipped = _embedding_only(model)
+    unread = {name for part in runner.applied for name in part.unread(runner)}
     storages: dict[int, float] = {}
     for name, tensor in held_tensors(model):
         key = tensor.untyped_storage().data_ptr()
-        if key in skipped or tensor.is_meta or _is_vision(name):
+        if key in skipped or name in unread or tensor.is_meta or _is_vision(name):
             continue
         fraction = share if _is_routed(name) else 1.0
         storages[key] = max(storages.get(key, 0.0), fraction * tensor.untyped_storage().nbytes())

@@ -243,6 +243,25 @@ def test_measured_channels_are_the_same_every_time(tiny: Tiny) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_measuring_leaves_training_mode_as_it_is(tiny: Tiny) -> None:
+    """With gradient checkpointing a training model keeps no cache: the pass is one of evaluation."""
+    model = tiny(LATENT).model
+    decoder = model.get_decoder()
+    wanted = measured(decoder)
+    model.activation_checkpointing_enable()
+    model.train()
+    decoder.layers[1].eval()
+    try:
+        got = measured(decoder)
+        assert decoder.training
+        assert decoder.layers[0].training
+        assert not decoder.layers[1].training
+    finally:
+        model.activation_checkpointing_disable()
+        model.eval()
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
 def test_channels_without_any_value_are_not_divided() -> None:
     for size in (torch.zeros(4), torch.tensor([1.0, float("nan"), 1.0, 1.0])):
         assert channel_scale._relative(size) is None

@@ -28,7 +28,7 @@ from optimizations.decoder.stopping import Stopping
 from optimizations.decoder.token_choice import TokenChoice
 from optimizations.decoder.token_ids import ROOM, TokenIds
 
-ENDS = torch.tensor([3, 7, 500])  # the last one is outside of the vocabulary of these tests
+ENDS = torch.tensor([3, 7, 500, -1])  # the last two are outside of the vocabulary of these tests
 
 
 def logits(rows: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -67,15 +67,17 @@ def test_what_is_forbidden_is_what_those_scores_hide(length: int, least: int) ->
         [MinLengthLogitsProcessor(least, ENDS), MinNewTokensLengthLogitsProcessor(4, 3, torch.tensor([9]))]
     )
     choice = TokenChoice(processors, sampled=False)
-    assert not choice.exact
+    assert not choice.computes
     hidden = processors(torch.zeros((1, length), dtype=torch.int64), logits(1).float()).isneginf()[0]
-    assert {end for end in choice.forbidden(length) if end < 40} == set(hidden.nonzero().reshape(-1).tolist())
+    assert {end for end in choice.forbidden(length) if 0 <= end < 40} == set(
+        hidden.nonzero().reshape(-1).tolist()
+    )
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_choice_that_computes_scores_is_exact(sampled: bool) -> None:
+def test_sampling_and_other_processors_compute_with_scores(sampled: bool) -> None:
     warm = [TemperatureLogitsWarper(0.7)]
-    assert TokenChoice(LogitsProcessorList([] if sampled else warm), sampled).exact
+    assert TokenChoice(LogitsProcessorList([] if sampled else warm), sampled).computes
 
 
 def test_kept_logits_are_not_written() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,17 +71,22 @@ def transformers_loop(patch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def passes(model: Any) -> Iterator[list[int]]:
-    """Tokens of every pass that goes through the model's own preparation of inputs."""
-    prepare, found = model.prepare_inputs_for_generation, []
+    """Tokens of every pass whose inputs transformers prepared; counted in the class, as the loop minds the instance."""
+    cls, found = type(model), []
+    own = "prepare_inputs_for_generation" in cls.__dict__
+    prepare = cls.prepare_inputs_for_generation
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        made = prepare(*args, **kwargs)
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = prepare(self, *args, **kwargs)
         found.append(made["input_ids"].shape[1])
         return made
 
-    model.__dict__["prepare_inputs_for_generation"] = counting
+    cls.prepare_inputs_for_generation = counting
     yield found
-    del model.__dict__["prepare_inputs_for_generation"]
+    if own:
+        cls.prepare_inputs_for_generation = prepare
+    else:
+        del cls.prepare_inputs_for_generation
 
 
 def both_loops(
@@ -263,6 +272,18 @@ def watched(name: str, runner: Runner) -> tuple[dict[str, Any], Callable[[], Non
         return {}, lambda: model.__dict__.pop("forward")
     if name == "global hook":
         return {}, nn.modules.module.register_module_forward_hook(lambda *_: None).remove
+    if name == "replaced preparation":
+        model.__dict__["prepare_inputs_for_generation"] = model.prepare_inputs_for_generation
+        return {}, lambda: model.__dict__.pop("prepare_inputs_for_generation")
+    if name == "wrapped decoder":
+        decoder = model.get_decoder()
+        inner = decoder.__dict__["forward"]
+        decoder.__dict__["forward"] = lambda *args, **kwargs: inner(*args, **kwargs)
+        return {}, lambda: decoder.__dict__.update(forward=inner)
+    if name == "autocast":
+        scope = torch.autocast("cpu", torch.bfloat16)
+        scope.__enter__()
+        return {}, lambda: scope.__exit__(None, None, None)
     module = {"hook before the decoder": model.get_decoder(), "hook before the model": model}[name]
     return {}, module.register_forward_pre_hook(lambda *_: None).remove
 
@@ -272,6 +293,9 @@ REASONS = {
     "no cache": "there is no cache",
     "hidden states": "attention maps or hidden states are wanted",
     "replaced forward": "the forward of the model was replaced",
+    "wrapped decoder": "the forward of the model was replaced",
+    "replaced preparation": "the preparation of its inputs was replaced",
+    "autocast": "autocast chooses dtypes",
     "global hook": "a hook waits for passes through the model",
     "hook before the decoder": "a hook waits for passes through the model",
     "hook before the model": "a hook waits for passes through the model",
@@ -285,14 +309,14 @@ def test_what_needs_whole_passes_is_left_to_transformers_loop(
     runner = tiny(DENSE)
     with optimize(runner, *PACKED), caplog.at_level(logging.INFO):
         wanted = runner.generate(**prompts(1, 8), max_new_tokens=5, do_sample=False)
-        options, undo = watched(name, runner)
-        try:
-            with passes(runner.model) as prepared:
+        with passes(runner.model) as prepared:
+            options, undo = watched(name, runner)
+            try:
                 got = runner.generate(**prompts(1, 8), max_new_tokens=5, do_sample=False, **options)
-        finally:
-            undo()
+            finally:
+                undo()
     assert len(prepared) == 5
-    assert torch.equal(getattr(got, "sequences", got), wanted)
+    assert torch.equal(getattr(got, "sequences", got), wanted) or name == "autocast"
     [said] = [one.getMessage() for one in caplog.records if "leaves the loop" in one.getMessage()]
     assert REASONS[name] in said
 
@@ -378,3 +402,127 @@ def test_a_generation_longer_than_the_room_of_its_ids(tiny: Tiny, prompts: Promp
     wanted = runner.generate(**prompts(2, 8, padding=3), **options)
     with optimize(runner, "native_decoder"):
         assert torch.equal(runner.generate(**prompts(2, 8, padding=3), **options), wanted)
+
+
+def test_prompts_may_be_int32(tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    for sampled in (False, True):
+
+        def make(sampled: bool = sampled) -> dict[str, Any]:
+            inputs = prompts(2, 9)
+            ids = inputs["input_ids"].int()
+            return {**inputs, "input_ids": ids, "max_new_tokens": 6, "do_sample": sampled}
+
+        wanted, got = both_loops(tiny(DENSE), monkeypatch, PACKED, make)
+        assert got.dtype == wanted.dtype == torch.int64
+        assert torch.equal(got, wanted)
+
+
+def test_assistant_models_draft_in_this_loop(family: str, tiny: Tiny, prompts: Prompts) -> None:
+    """transformers ends their drafts with a criterion that gives a bool."""
+    runner, options = tiny(family), {"max_new_tokens": 20, "do_sample": False}
+    with optimize(runner, "native_decoder"):
+        wanted = runner.generate(**prompts(1, 12), **options)
+        got = runner.generate(**prompts(1, 12), **options, assistant_model=runner.model)
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "verdict", [lambda done: done, lambda done: torch.tensor([[done]]), lambda done: torch.tensor(done)]
+)
+def test_a_verdict_may_be_a_bool_or_any_tensor(
+    verdict: Callable[[bool], Any], tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> dict[str, Any]:
+        criterion = lambda ids, scores, **_: verdict(ids.shape[1] >= 13)
+        return {**prompts(1, 9), "max_new_tokens": 8, "do_sample": False, "stopping_criteria": [criterion]}
+
+    wanted, got = both_loops(tiny(DENSE), monkeypatch, PACKED, make)
+    assert torch.equal(got, wanted)
+    assert got.shape[1] == 13
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.double(), lambda x: x[:1].expand_as(x), lambda x: x.T.contiguous().T]
+)
+def test_processors_may_give_any_scores(
+    change: Callable[[Tensor], Tensor], tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> dict[str, Any]:
+        processor = lambda input_ids, scores: change(scores)
+        return {**prompts(3, 9), "max_new_tokens": 5, "do_sample": False, "logits_processor": [processor]}
+
+    wanted, got = both_loops(tiny(DENSE), monkeypatch, PACKED, make)
+    assert torch.equal(got, wanted)
+
+
+def test_an_output_layer_that_was_replaced_is_called(tiny: Tiny, prompts: Prompts) -> None:
+    runner, options = tiny(DENSE), {"max_new_tokens": 6, "do_sample": False}
+    model = runner.model
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    other = nn.Linear(head.in_features, head.out_features, bias=False)
+    fresh = nn.Embedding(table.num_embeddings, table.embedding_dim)
+    for change, back in (
+        (lambda: model.set_output_embeddings(other), lambda: model.set_output_embeddings(head)),
+        (lambda: model.set_input_embeddings(fresh), lambda: model.set_input_embeddings(table)),
+    ):
+        try:
+            with optimize(runner, "native_decoder"):
+                change()
+                got = runner.generate(**prompts(2, 9), **options)
+            wanted = runner.generate(**prompts(2, 9), **options)
+        finally:
+            back()
+        assert torch.equal(got, wanted)
+
+
+def test_negative_ends_forbid_nothing(tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> dict[str, Any]:
+        ends = {"eos_token_id": -1, "pad_token_id": 0, "min_new_tokens": 4}
+        return {**prompts(2, 9), "max_new_tokens": 6, "do_sample": False, **ends}
+
+    wanted, got = both_loops(tiny(DENSE), monkeypatch, PACKED, make)
+    assert torch.equal(got, wanted)
+
+
+def test_what_a_streamer_does_to_its_tokens_is_its_own_affair(tiny: Tiny, prompts: Prompts) -> None:
+    class Rude(Collected):
+        def put(self, value: Tensor) -> None:
+            super().put(value)
+            if len(self.got) > 1:  # the first is the prompt itself
+                value.fill_(9)
+
+    runner, options = tiny(DENSE), {"max_new_tokens": 6, "do_sample": False}
+    with optimize(runner, *PACKED):
+        wanted = runner.generate(**prompts(1, 9), **options)
+        assert torch.equal(runner.generate(**prompts(1, 9), **options, streamer=Rude()), wanted)
+
+
+def test_undo_lets_go_of_the_cache_at_once(tiny: Tiny, prompts: Prompts) -> None:
+    """Without waiting for the collection of cycles: peaks of memory would depend on it."""
+    gc.collect()
+    gc.disable()
+    try:
+        with optimize(tiny(DENSE), *PACKED):
+            output = tiny(DENSE).generate(
+                **prompts(1, 9), max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+            )
+            layer = weakref.ref(output.past_key_values.layers[0])
+            del output
+        assert layer() is None
+    finally:
+        gc.enable()
+
+
+def test_threads_may_generate_on_one_model(tiny: Tiny, prompts: Prompts) -> None:
+    runner, options = tiny(DENSE), {"max_new_tokens": 12, "do_sample": False}
+    inputs = [prompts(rows, tokens) for rows, tokens in ((1, 7), (2, 9), (1, 12), (2, 5))]
+    before = sys.getswitchinterval()
+    with optimize(runner, *PACKED):
+        wanted = [runner.generate(**one, **options) for one in inputs]
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                got = list(pool.map(lambda one: runner.generate(**one, **options), inputs * 5))
+        finally:
+            sys.setswitchinterval(before)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted * 5, strict=True))
