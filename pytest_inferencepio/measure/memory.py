@@ -126,12 +126,11 @@ def bytes_read_per_step(runner: Runner) -> float:
     """
     model = runner.model
     share = routed_share(runner)
-    skipped = _embedding_only(model)
-    unread = {name for part in runner.applied for name in part.unread(runner)}
+    skipped = _embedding_only(model) | _unread(runner)
     storages: dict[int, float] = {}
     for name, tensor in held_tensors(model):
         key = tensor.untyped_storage().data_ptr()
-        if key in skipped or name in unread or tensor.is_meta or _is_vision(name):
+        if key in skipped or tensor.is_meta or _is_vision(name):
             continue
         fraction = share if _is_routed(name) else 1.0
         storages[key] = max(storages.get(key, 0.0), fraction * tensor.untyped_storage().nbytes())
@@ -223,6 +222,12 @@ def _embedding_only(model: PreTrainedModel) -> set[int]:
     """Storages of the input embedding, packed or not, that the output layer does not share."""
     read = set(_storages(tensor for _, tensor in held_tensors(model.get_output_embeddings())))
     return set(_storages(tensor for _, tensor in held_tensors(model.get_input_embeddings()))) - read
+
+
+def _unread(runner: Runner) -> set[int]:
+    """Storages that techniques keep for other passes than decoding; whoever else holds them reads them no more."""
+    names = {name for part in runner.applied for name in part.unread(runner)}
+    return set(_storages(tensor for name, tensor in held_tensors(runner.model) if name in names))
 
 
 def _is_routed(name: str) -> bool:

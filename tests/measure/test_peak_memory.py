@@ -90,6 +90,20 @@ def test_packed_weights_are_read_as_packed() -> None:
     assert memory.bytes_read_per_step(runner) == pytest.approx(memory.weight_memory(runner.model), rel=1e-3)
 
 
+def test_what_a_technique_keeps_for_longer_passes_is_not_read() -> None:
+    """The native decoder holds a dense kv_b_proj for many queries; one token reads the packed one."""
+    from optimizations.cache.int8_attention import ABSORBED
+    from optimizations.session import optimize
+
+    runner = build("glm_4_7_flash", torch.float32)
+    with optimize(runner, "weight_int4"):
+        packed = memory.bytes_read_per_step(runner)
+        with optimize(runner, "native_decoder"):
+            held = sum(b.nbytes for name, b in runner.model.named_buffers() if name.endswith(ABSORBED))
+            assert held == 4 * (64 + 64) * 128 * 4 * 4  # heads x (nope + v) x rank x float32, four layers
+            assert memory.bytes_read_per_step(runner) == pytest.approx(packed, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["qwen3_coder_30b", "glm_4_7_flash"])
 def test_only_the_routed_share_of_the_experts_is_read(name: str) -> None:
     from pytest_inferencepio.catalog.configs import meta_model
