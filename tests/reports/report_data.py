@@ -75,7 +75,7 @@ def regression(record: Record) -> Finding:
         low=2.3,
         high=2.41,
         n=9,
-        threshold="allowed: 3.0 % (least change of interest)",
+        threshold="allowed: 3.0 % slower (least change of interest)",
         advice=ACCEPT,
     )
 
