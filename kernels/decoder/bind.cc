@@ -84,8 +84,18 @@ void run(Decoder& decoder, const CacheMemory& cache, const Visual& visual, Addre
 // What a step reads of a pass; its rows are those of its tokens.
 Pass step_pass(Address cos, Address sin, int64_t angle_batch, Address mask, int64_t mask_batch, int64_t batch,
                int64_t start, int threads) {
-  return {0,    0,     cos, sin,   angle_batch, mask,       mask_batch, 0,
-          true, batch, 1,   start, threads,     Dtype::f32, nullptr,    nullptr};
+  Pass pass{};
+  pass.cos = cos;
+  pass.sin = sin;
+  pass.angle_batch = angle_batch;
+  pass.mask = mask;
+  pass.mask_batch = mask_batch;
+  pass.causal = true;
+  pass.batch = batch;
+  pass.tokens = 1;
+  pass.start = start;
+  pass.threads = threads;
+  return pass;
 }
 
 void step(Decoder& decoder, const CacheMemory& cache, const std::vector<int64_t>& tokens, Address logits, Address cos,

@@ -84,6 +84,7 @@ constexpr int kHeadRows = 32;  // rows of x that pass a piece of the weight toge
 }
 #include "dense.h"
 #include "entries.h"
+#include "heads.h"
 #include "quant.h"
 #define PIO_FILE "src/head_linear.cc"
 #include "foreach_isa.h"
@@ -94,21 +95,11 @@ PIO_TABLE(multiply_transposed)
 
 namespace {
 
-struct HeadLinear {
-  const char *x, *weight;
-  char* out;
-  int64_t x_batch, x_head, x_token, w_head, w_row, out_batch, out_head, out_token;  // bytes
-  int64_t rows, cols, batch, heads, tokens;
+struct HeadLinear : HeadRows {
+  const char* weight;
+  int64_t w_head, w_row;  // bytes
+  int64_t rows, cols;
   bool transposed;
-  Dtype dtype;
-
-  int64_t count() const { return batch * tokens; }  // rows of x of one head
-  const void* x_row(int64_t head, int64_t i) const {
-    return x + i / tokens * x_batch + head * x_head + i % tokens * x_token;
-  }
-  char* out_row(int64_t head, int64_t i) const {
-    return out + i / tokens * out_batch + head * out_head + i % tokens * out_token;
-  }
 };
 
 // out[h][i][from ..] = x[h][i] . W[h][from ..] of all rows of x.
@@ -171,34 +162,15 @@ void run_transposed(const HeadLinear& a, int threads) {
 void head_linear(const std::vector<int64_t>& x, const std::vector<int64_t>& weight, const std::vector<int64_t>& out,
                  int64_t batch, int64_t heads, int64_t tokens, bool transposed, int dtype, int threads) {
   const Dtype type = require_dtype(dtype, "head_linear");
-  require(x.size() == 4 && out.size() == 4, "head_linear: x and out are described by 4 numbers each");
   require(weight.size() == 5, "head_linear: a weight is described by 5 numbers");
-  require(batch >= 0 && heads > 0 && tokens >= 0, "head_linear: counts must be positive");
   require(weight[3] > 0 && weight[4] > 0, "head_linear: rows and cols must be positive");
-  if (batch == 0 || tokens == 0) return;
-  const size_t alignment = size_of(type);
-  const int64_t size = static_cast<int64_t>(alignment);
-  require_address(static_cast<Address>(x[0]), alignment, "head_linear", "x");
-  require_address(static_cast<Address>(weight[0]), alignment, "head_linear", "weight");
-  require_address(static_cast<Address>(out[0]), alignment, "head_linear", "out");
-  const HeadLinear a{reinterpret_cast<const char*>(x[0]),
-                     reinterpret_cast<const char*>(weight[0]),
-                     reinterpret_cast<char*>(out[0]),
-                     x[1] * size,
-                     x[2] * size,
-                     x[3] * size,
-                     weight[1] * size,
-                     weight[2] * size,
-                     out[1] * size,
-                     out[2] * size,
-                     out[3] * size,
-                     weight[3],
-                     weight[4],
-                     batch,
-                     heads,
-                     tokens,
-                     transposed,
-                     type};
+  const HeadRows shared = head_rows("head_linear", x, out, batch, heads, tokens, type);
+  if (shared.count() == 0) return;
+  require_address(static_cast<Address>(weight[0]), size_of(type), "head_linear", "weight");
+  const int64_t size = static_cast<int64_t>(size_of(type));
+  const HeadLinear a{
+      shared,    reinterpret_cast<const char*>(weight[0]), weight[1] * size, weight[2] * size, weight[3], weight[4],
+      transposed};
   const int64_t values = heads * a.rows * a.cols;
   const int used = std::max(1, threads_for(values * size, values * a.count(), threads));
   transposed ? run_transposed(a, used) : run_rows(a, used);

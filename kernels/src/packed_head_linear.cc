@@ -104,6 +104,7 @@ constexpr int kNibbleZero = 8;
 }  // namespace pio
 #include "dense.h"
 #include "entries.h"
+#include "heads.h"
 #include "quant.h"
 #include "two_parts.h"
 #define PIO_FILE "src/packed_head_linear.cc"
@@ -115,22 +116,10 @@ PIO_TABLE(packed_columns)
 
 namespace {
 
-struct PackedHeads {
+struct PackedHeads : HeadRows {
   Packed all;
-  const char* x;
-  char* out;
-  int64_t x_batch, x_head, x_token, out_batch, out_head, out_token;  // bytes
-  int64_t first, between, rows;  // of the weight: of a head's slice, of heads, of the slice
-  int64_t batch, heads, tokens;
-  Dtype dtype;
+  int64_t first, between, rows;  // of the weight: where a head's slice begins, from head to head, of the slice
 
-  int64_t count() const { return batch * tokens; }  // rows of x of one head
-  const char* x_row(int64_t head, int64_t i) const {
-    return x + i / tokens * x_batch + head * x_head + i % tokens * x_token;
-  }
-  char* out_row(int64_t head, int64_t i) const {
-    return out + i / tokens * out_batch + head * out_head + i % tokens * out_token;
-  }
   Packed of(int64_t head) const {
     const int64_t panel = (head * between + first) / kLanes;
     Packed slice = all;
@@ -194,9 +183,8 @@ void packed_head_linear(const std::vector<int64_t>& x, const std::vector<int64_t
                         int dtype, int threads) {
   const char* name = "packed_head_linear";
   const Dtype type = require_dtype(dtype, name);
-  require(x.size() == 4 && out.size() == 4, "packed_head_linear: x and out are described by 4 numbers each");
   require(weight.size() == 8, "packed_head_linear: a weight is described by 8 numbers");
-  require(batch >= 0 && heads > 0 && tokens >= 0, "packed_head_linear: counts must be positive");
+  const HeadRows shared = head_rows(name, x, out, batch, heads, tokens, type);
   const int64_t first = weight[5], between = weight[6], rows = weight[7];
   require(first >= 0 && rows > 0 && first + rows <= between && (first | between | rows) % kLanes == 0,
           "packed_head_linear: a head's rows must be whole panels of 16 within the rows of a head");
@@ -205,26 +193,8 @@ void packed_head_linear(const std::vector<int64_t>& x, const std::vector<int64_t
       checked_packed(name, static_cast<Address>(weight[0]), static_cast<Address>(weight[1]), heads * between, weight[2],
                      static_cast<int>(weight[3]), static_cast<int>(weight[4]));
   require(all.group <= kMostGroup, "packed_head_linear: groups of more than 128 columns");
-  if (batch == 0 || tokens == 0) return;
-  const auto size = static_cast<int64_t>(size_of(type));
-  require_address(static_cast<Address>(x[0]), size_of(type), name, "x");
-  require_address(static_cast<Address>(out[0]), size_of(type), name, "out");
-  const PackedHeads a{all,
-                      reinterpret_cast<const char*>(x[0]),
-                      reinterpret_cast<char*>(out[0]),
-                      x[1] * size,
-                      x[2] * size,
-                      x[3] * size,
-                      out[1] * size,
-                      out[2] * size,
-                      out[3] * size,
-                      first,
-                      between,
-                      rows,
-                      batch,
-                      heads,
-                      tokens,
-                      type};
+  if (shared.count() == 0) return;
+  const PackedHeads a{shared, all, first, between, rows};
   const int64_t values = heads * rows * all.cols;
   const int used = std::max(1, threads_for(values * all.bits / 8, values * a.count(), threads));
   transposed ? run_packed_columns(a, used) : run_packed_rows(a, used);

@@ -12,8 +12,6 @@ from optimizations.native.loader import native
 def argmax(x: Tensor) -> Tensor:
     """int64 [rows]: the first of the largest values of each row of x [rows, n], as torch.argmax finds it; a NaN is largest.
 
-    151,936 bfloat16 logits on one core: 0.015 ms; torch.argmax takes 0.95 and over float32 0.48.
-
     Args:
         x: float32 or bfloat16 in host memory, rows dense.
 

@@ -1,45 +1,24 @@
-"""The loop over tokens: what transformers' own loop over the same native decoder gives, and when that one is taken."""
+"""The loop over tokens gives what transformers' own loop over the same native decoder gives."""
 
 from __future__ import annotations
 
-import gc
-import logging
-import sys
-import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessor
-from transformers.generation.streamers import BaseStreamer
+from torch import Tensor
+from transformers import LogitsProcessor
+from two_loops import PACKED, Collected, both_loops, transformers_loop
 
-from optimizations.decoder import generation
-from optimizations.decoder.steps import Steps
-from optimizations.decoder.token_ids import ROOM, TokenIds
+from optimizations.decoder.token_ids import ROOM
 from optimizations.runner import Runner
 from optimizations.session import optimize
 
 Tiny = Callable[..., Runner]
 Prompts = Callable[..., dict[str, Tensor]]
 DENSE, VISION = "qwen3_4b_instruct_2507", "qwen3_vl_2b"
-PACKED = ("weight_int4", "native_decoder")  # packed output layers have the same bits in both loops
 BATCH = {"rows": 3, "tokens": 11, "padding": 4}
-
-
-class Collected(BaseStreamer):
-    def __init__(self) -> None:
-        self.got: list[list[int]] = []
-        self.ended = 0
-
-    def put(self, value: Tensor) -> None:
-        self.got.append(value.tolist())
-
-    def end(self) -> None:
-        self.ended += 1
 
 
 class Doubled(LogitsProcessor):
@@ -60,52 +39,6 @@ class Lengths:
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         self.seen.append(tuple(input_ids.shape))
         return torch.arange(len(input_ids)) < len(self.seen) - 3
-
-
-@contextmanager
-def transformers_loop(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    with patch.context() as inner:
-        inner.setattr(generation, "unsuitable", lambda *_: "a test wants transformers' loop")
-        yield
-
-
-@contextmanager
-def passes(model: Any) -> Iterator[list[int]]:
-    """Tokens of every pass whose inputs transformers prepared; counted in the class, as the loop minds the instance."""
-    cls, found = type(model), []
-    own = "prepare_inputs_for_generation" in cls.__dict__
-    prepare = cls.prepare_inputs_for_generation
-
-    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = prepare(self, *args, **kwargs)
-        found.append(made["input_ids"].shape[1])
-        return made
-
-    cls.prepare_inputs_for_generation = counting
-    yield found
-    if own:
-        cls.prepare_inputs_for_generation = prepare
-    else:
-        del cls.prepare_inputs_for_generation
-
-
-def both_loops(
-    runner: Runner, patch: pytest.MonkeyPatch, parts: tuple[str, ...], make: Callable[[], dict[str, Any]]
-) -> list[Any]:
-    """The results of transformers' loop and of ours, in which transformers prepared nothing but the prompt."""
-    results = []
-    with optimize(runner, *parts):
-        for ours in (False, True):
-            torch.manual_seed(3)
-            with passes(runner.model) as prepared:
-                if ours:
-                    results.append(runner.generate(**make()))
-                    assert len(prepared) == 1
-                else:
-                    with transformers_loop(patch):
-                        results.append(runner.generate(**make()))
-                    assert len(prepared) > 1
-    return results
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -257,146 +190,6 @@ def test_a_cache_goes_on_where_an_earlier_generation_left_it(
     assert torch.equal(got, wanted)
 
 
-def watched(name: str, runner: Runner) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Options of a generation that transformers' loop has to run, and how to take back what they need."""
-    model = runner.model
-    nothing = lambda: None
-    if name == "foreign cache":
-        return {"past_key_values": DynamicCache(config=runner.text_config)}, nothing
-    if name == "no cache":
-        return {"use_cache": False}, nothing
-    if name == "hidden states":
-        return {"output_hidden_states": True, "return_dict_in_generate": True}, nothing
-    if name == "replaced forward":
-        model.__dict__["forward"] = model.forward
-        return {}, lambda: model.__dict__.pop("forward")
-    if name == "global hook":
-        return {}, nn.modules.module.register_module_forward_hook(lambda *_: None).remove
-    if name == "replaced preparation":
-        model.__dict__["prepare_inputs_for_generation"] = model.prepare_inputs_for_generation
-        return {}, lambda: model.__dict__.pop("prepare_inputs_for_generation")
-    if name == "wrapped decoder":
-        decoder = model.get_decoder()
-        inner = decoder.__dict__["forward"]
-        decoder.__dict__["forward"] = lambda *args, **kwargs: inner(*args, **kwargs)
-        return {}, lambda: decoder.__dict__.update(forward=inner)
-    if name == "autocast":
-        scope = torch.autocast("cpu", torch.bfloat16)
-        scope.__enter__()
-        return {}, lambda: scope.__exit__(None, None, None)
-    module = {"hook before the decoder": model.get_decoder(), "hook before the model": model}[name]
-    return {}, module.register_forward_pre_hook(lambda *_: None).remove
-
-
-REASONS = {
-    "foreign cache": "a DynamicCache was passed as past_key_values",
-    "no cache": "there is no cache",
-    "hidden states": "attention maps or hidden states are wanted",
-    "replaced forward": "the forward of the model was replaced",
-    "wrapped decoder": "the forward of the model was replaced",
-    "replaced preparation": "the preparation of its inputs was replaced",
-    "autocast": "autocast chooses dtypes",
-    "global hook": "a hook waits for passes through the model",
-    "hook before the decoder": "a hook waits for passes through the model",
-    "hook before the model": "a hook waits for passes through the model",
-}
-
-
-@pytest.mark.parametrize("name", REASONS)
-def test_what_needs_whole_passes_is_left_to_transformers_loop(
-    name: str, tiny: Tiny, prompts: Prompts, caplog: pytest.LogCaptureFixture
-) -> None:
-    runner = tiny(DENSE)
-    with optimize(runner, *PACKED), caplog.at_level(logging.INFO):
-        wanted = runner.generate(**prompts(1, 8), max_new_tokens=5, do_sample=False)
-        with passes(runner.model) as prepared:
-            options, undo = watched(name, runner)
-            try:
-                got = runner.generate(**prompts(1, 8), max_new_tokens=5, do_sample=False, **options)
-            finally:
-                undo()
-    assert len(prepared) == 5
-    assert torch.equal(getattr(got, "sequences", got), wanted) or name == "autocast"
-    [said] = [one.getMessage() for one in caplog.records if "leaves the loop" in one.getMessage()]
-    assert REASONS[name] in said
-
-
-@pytest.mark.parametrize("which", ["get_input_embeddings", "get_output_embeddings"])
-def test_hooks_of_table_and_output_layer_see_every_token(which: str, tiny: Tiny, prompts: Prompts) -> None:
-    runner, seen = tiny(DENSE), []
-    with optimize(runner, *PACKED):
-        wanted = runner.generate(**prompts(2, 8), max_new_tokens=6, do_sample=False)
-        hook = getattr(runner.model, which)().register_forward_hook(
-            lambda module, args, out: seen.append(out.shape[1])
-        )
-        try:
-            got = runner.generate(**prompts(2, 8), max_new_tokens=6, do_sample=False)
-        finally:
-            hook.remove()
-    assert torch.equal(got, wanted)
-    assert seen[1:] == [1] * 5
-
-
-def test_the_class_keeps_its_name_and_comes_back(tiny: Tiny) -> None:
-    model = tiny(DENSE).model
-    before = type(model)
-    with optimize(tiny(DENSE), "native_decoder"):
-        during = type(model)
-        assert during is not before
-        assert isinstance(model, before)
-        assert repr(during) == repr(before)
-    assert type(model) is before
-
-
-def begun(runner: Runner, inputs: dict[str, Tensor]) -> Steps:
-    """The steps after a prompt that was read, and whose cache they keep."""
-    cache = runner.generate(
-        **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
-    ).past_key_values
-    forward = runner.model.get_decoder().forward
-    return Steps(runner.model, forward, {"past_key_values": cache})
-
-
-@pytest.mark.parametrize("weights", [(), ("weight_int4",)], ids=["dense", "int4"])
-def test_tokens_outside_the_vocabulary_are_refused_before_memory_is_read(
-    weights: tuple[str, ...], tiny: Tiny, prompts: Prompts
-) -> None:
-    runner = tiny(DENSE)
-    with optimize(runner, *weights, "native_decoder"), torch.inference_mode():
-        steps = begun(runner, prompts(1, 6))
-        for token in (-1, runner.text_config.vocab_size):
-            text = TokenIds(torch.tensor([[token]]))
-            for call in (lambda text=text: steps.greedy(text, []), lambda token=token: steps.logits([token])):
-                with pytest.raises(ValueError, match=rf"{token} is outside 0 \.\. "):
-                    call()
-            assert text.length == 1
-        assert steps.cache.get_seq_length() == 6
-
-
-def test_a_step_needs_the_rows_that_the_cache_has(tiny: Tiny, prompts: Prompts) -> None:
-    runner = tiny(DENSE)
-    with optimize(runner, "native_decoder"), torch.inference_mode():
-        steps = begun(runner, prompts(2, 6))
-        with pytest.raises(ValueError, match="the cache holds 2 rows, the input has 3"):
-            steps.logits([8, 9, 10])
-
-
-def test_embeddings_of_another_dtype_are_refused(tiny: Tiny, prompts: Prompts) -> None:
-    """A hook may give anything; the native call would read memory that is not there."""
-    runner = tiny(DENSE)
-    with optimize(runner, "native_decoder"), torch.inference_mode():
-        cache = begun(runner, prompts(1, 6)).cache
-        hook = runner.model.get_input_embeddings().register_forward_hook(
-            lambda module, args, out: out.double()
-        )
-        try:
-            steps = Steps(runner.model, runner.model.get_decoder().forward, {"past_key_values": cache})
-            with pytest.raises(ValueError, match=r"inputs of shape .* in torch\.float64 on cpu"):
-                steps.logits([9])
-        finally:
-            hook.remove()
-
-
 def test_a_generation_longer_than_the_room_of_its_ids(tiny: Tiny, prompts: Prompts) -> None:
     runner, options = tiny(DENSE), {"max_new_tokens": ROOM + 40, "do_sample": False}
     wanted = runner.generate(**prompts(2, 8, padding=3), **options)
@@ -455,26 +248,6 @@ def test_processors_may_give_any_scores(
     assert torch.equal(got, wanted)
 
 
-def test_an_output_layer_that_was_replaced_is_called(tiny: Tiny, prompts: Prompts) -> None:
-    runner, options = tiny(DENSE), {"max_new_tokens": 6, "do_sample": False}
-    model = runner.model
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    other = nn.Linear(head.in_features, head.out_features, bias=False)
-    fresh = nn.Embedding(table.num_embeddings, table.embedding_dim)
-    for change, back in (
-        (lambda: model.set_output_embeddings(other), lambda: model.set_output_embeddings(head)),
-        (lambda: model.set_input_embeddings(fresh), lambda: model.set_input_embeddings(table)),
-    ):
-        try:
-            with optimize(runner, "native_decoder"):
-                change()
-                got = runner.generate(**prompts(2, 9), **options)
-            wanted = runner.generate(**prompts(2, 9), **options)
-        finally:
-            back()
-        assert torch.equal(got, wanted)
-
-
 def test_negative_ends_forbid_nothing(tiny: Tiny, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
     def make() -> dict[str, Any]:
         ends = {"eos_token_id": -1, "pad_token_id": 0, "min_new_tokens": 4}
@@ -495,34 +268,3 @@ def test_what_a_streamer_does_to_its_tokens_is_its_own_affair(tiny: Tiny, prompt
     with optimize(runner, *PACKED):
         wanted = runner.generate(**prompts(1, 9), **options)
         assert torch.equal(runner.generate(**prompts(1, 9), **options, streamer=Rude()), wanted)
-
-
-def test_undo_lets_go_of_the_cache_at_once(tiny: Tiny, prompts: Prompts) -> None:
-    """Without waiting for the collection of cycles: peaks of memory would depend on it."""
-    gc.collect()
-    gc.disable()
-    try:
-        with optimize(tiny(DENSE), *PACKED):
-            output = tiny(DENSE).generate(
-                **prompts(1, 9), max_new_tokens=3, do_sample=False, return_dict_in_generate=True
-            )
-            layer = weakref.ref(output.past_key_values.layers[0])
-            del output
-        assert layer() is None
-    finally:
-        gc.enable()
-
-
-def test_threads_may_generate_on_one_model(tiny: Tiny, prompts: Prompts) -> None:
-    runner, options = tiny(DENSE), {"max_new_tokens": 12, "do_sample": False}
-    inputs = [prompts(rows, tokens) for rows, tokens in ((1, 7), (2, 9), (1, 12), (2, 5))]
-    before = sys.getswitchinterval()
-    with optimize(runner, *PACKED):
-        wanted = [runner.generate(**one, **options) for one in inputs]
-        sys.setswitchinterval(1e-6)
-        try:
-            with ThreadPoolExecutor(4) as pool:
-                got = list(pool.map(lambda one: runner.generate(**one, **options), inputs * 5))
-        finally:
-            sys.setswitchinterval(before)
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted * 5, strict=True))

@@ -28,8 +28,8 @@ def packed(
     return made, unpack(made).double().view(heads, between, cols)
 
 
-SHAPES = [
-    # batch, heads, tokens, between, first, rows, cols
+Shape = tuple[int, int, int, int, int, int, int]  # batch, heads, tokens, between, first, rows, cols
+SHAPES: list[Shape] = [
     (1, 3, 1, 48, 0, 32, 64),
     (2, 2, 3, 64, 16, 48, 40),
     (1, 20, 1, 448, 0, 192, 512),
@@ -40,21 +40,11 @@ SHAPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 128), (8, 32), (8, 64)])
-@pytest.mark.parametrize(("batch", "heads", "tokens", "between", "first", "rows", "cols"), SHAPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_transposed_matches_float64(
-    isa: str,
-    batch: int,
-    heads: int,
-    tokens: int,
-    between: int,
-    first: int,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    dtype: torch.dtype,
-    generator: torch.Generator,
+    isa: str, shape: Shape, bits: int, group: int, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
+    batch, heads, tokens, between, first, rows, cols = shape
     weight, values = packed(heads, between, cols, bits, group, generator)
     x = torch.randn((batch, heads, tokens, rows), generator=generator).to(dtype)
     got = packed_head_linear(x, weight, heads, first, rows, transposed=True)
@@ -71,21 +61,11 @@ def test_transposed_matches_float64(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 128), (8, 32)])
-@pytest.mark.parametrize(("batch", "heads", "tokens", "between", "first", "rows", "cols"), SHAPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_match_float64_over_rounded_activations(
-    isa: str,
-    batch: int,
-    heads: int,
-    tokens: int,
-    between: int,
-    first: int,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    dtype: torch.dtype,
-    generator: torch.Generator,
+    isa: str, shape: Shape, bits: int, group: int, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
+    batch, heads, tokens, between, first, rows, cols = shape
     weight, values = packed(heads, between, cols, bits, group, generator)
     x = torch.randn((batch, heads, tokens, cols), generator=generator).to(dtype)
     got = packed_head_linear(x, weight, heads, first, rows)
