@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from optimizations.storage.stream_file import StreamWriter, plan
 from optimizations.storage.streamed_layers import placeholder
+from optimizations.storage.unnamed_file import StreamFile
 
 
 class DiskSink:
@@ -57,7 +57,7 @@ class DiskSink:
             named[index][name] = parameter
         return named
 
-    def finish(self) -> tuple[list[dict[str, torch.Tensor]], Path]:
+    def finish(self) -> tuple[list[dict[str, torch.Tensor]], StreamFile]:
         """Parameters by layer and name, and the finished file; the modules lose what they were given.
 
         Raises:
@@ -66,7 +66,7 @@ class DiskSink:
         tensors = self._named()
         if self._writer is None:
             self._writer = StreamWriter(self.directory, plan(tensors))
-        path = self._writer.finish()
+        file = self._writer.finish()
         for module in set(self.owners.values()):
             del module.pending, module.keeps_input, module.load_weight
-        return tensors, path
+        return tensors, file

@@ -9,11 +9,11 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from optimizations.storage.stream_file import CHUNK, Record, StreamError, check_tensor
+from optimizations.storage.stream_file import Record, check_tensor
+from optimizations.storage.unnamed_file import StreamError, StreamFile, read_into
 
 
 @dataclasses.dataclass
@@ -22,10 +22,11 @@ class StreamingReport:
 
     `passes` counts forwards that reached the first streamed layer; in decoding at batch 1 a pass is a token.
     `stall_seconds` is how long compute waited for the disk, `read_seconds` how long the reader thread read.
-    `direct` tells whether reads went past the page cache with O_DIRECT; if not, `note` says what was done.
+    `directory` is where the file lies; it has no name there. `direct` tells whether reads went past the page cache
+    with O_DIRECT; if not, `note` says what was done.
     """
 
-    path: str = ""
+    directory: str = ""
     file_bytes: int = 0
     streamed_layers: int = 0
     pinned_layers: int = 0
@@ -53,8 +54,10 @@ class LayerRing:
     order there. In a forked child the thread is started anew.
     """
 
-    def __init__(self, path: Path, records: Sequence[Record], buffers: int, report: StreamingReport) -> None:
-        self.path = path
+    def __init__(
+        self, file: StreamFile, records: Sequence[Record], buffers: int, report: StreamingReport
+    ) -> None:
+        self.file = file
         self.records = records
         self.report = report
         size = max(record.nbytes for record in records)
@@ -63,7 +66,7 @@ class LayerRing:
             mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(buffers)
         ]
         self.buffers = [torch.frombuffer(each, dtype=torch.uint8) for each in self._maps]
-        self._descriptor, report.direct, report.note = open_past_cache(path)
+        self._descriptor, report.direct, report.note = open_past_cache(file)
         self._unchecked = set(range(len(records)))
         self._closed = False
         self._start(0)
@@ -86,7 +89,7 @@ class LayerRing:
             StreamError: the file could not be read or is damaged.
         """
         if self._closed:
-            raise StreamError(f"layer_streaming was undone; {self.path} is closed")
+            raise StreamError(f"{self.file} is closed: layer_streaming was undone; apply it again")
         if self._process != os.getpid():
             self._start(layer)
         with self._change:
@@ -165,31 +168,30 @@ class LayerRing:
             seconds = time.perf_counter() - start
             if layer in self._unchecked:
                 for place in record.places:
-                    check_tensor(self.path, layer, place, data[place.offset : place.offset + place.nbytes])
+                    check_tensor(self.file, layer, place, data[place.offset : place.offset + place.nbytes])
                 self._unchecked.discard(layer)
         except StreamError as error:
             return error
         except OSError as error:
-            return StreamError(f"reading layer {layer} from {self.path} failed: {error.strerror}")
+            return StreamError(
+                f"reading layer {layer} from {self.file} failed: {error.strerror}; load the model again"
+            )
         self.report.read_seconds += seconds
         self.report.layers_read += 1
         self.report.bytes_read += record.nbytes
         return None
 
     def _fill(self, record: Record, data: memoryview) -> None:
-        done = 0
-        while done < record.nbytes:
-            count = os.preadv(self._descriptor, [data[done : done + CHUNK]], record.offset + done)
-            if count == 0:
-                raise StreamError(
-                    f"{self.path} ended at byte {record.offset + done}: it was truncated; load the model again"
-                )
-            done += count
+        done = read_into(self._descriptor, data, record.offset)
+        if done < record.nbytes:
+            raise StreamError(
+                f"{self.file} ended at byte {record.offset + done}: it was truncated; load the model again"
+            )
         if not self.report.direct:
             os.posix_fadvise(self._descriptor, record.offset, record.nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def open_past_cache(path: Path) -> tuple[int, bool, str]:
+def open_past_cache(file: StreamFile) -> tuple[int, bool, str]:
     """A descriptor for reading, whether O_DIRECT holds, and a note where it does not.
 
     File systems in memory (tmpfs) and some network ones refuse O_DIRECT; there, pages are dropped after use.
@@ -197,7 +199,7 @@ def open_past_cache(path: Path) -> tuple[int, bool, str]:
     flag = getattr(os, "O_DIRECT", 0)
     if flag:
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | flag)
+            descriptor = os.open(file.path, os.O_RDONLY | flag)
             try:
                 os.preadv(descriptor, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
             except OSError:
@@ -205,4 +207,4 @@ def open_past_cache(path: Path) -> tuple[int, bool, str]:
                 raise
             return descriptor, True, ""
     note = "O_DIRECT is refused here; read through the page cache and dropped from it after use"
-    return os.open(path, os.O_RDONLY), False, note
+    return os.dup(file.descriptor), False, note

@@ -35,7 +35,8 @@ class LayerStreaming(Optimization):
 
     It is never a speed-up: a token costs at least bytes_per_pass / disk bandwidth, which batches and prefill share.
     Logits are identical bit for bit. `streaming_report` gives bytes per pass, the bandwidth reached and the time
-    that compute waited. `directory` is where the file goes (default: the directory for temporary files).
+    that compute waited. `directory` is where the file goes (default: the directory for temporary files); it has no name
+    there, so nothing is left of it however the process ends.
     """
 
     name: ClassVar[str] = "layer_streaming"
@@ -98,10 +99,10 @@ class LayerStreaming(Optimization):
         layers = self._streamed(model)
         if sink is None:
             tensors = layer_tensors(model, layers)
-            path = write_layers(self.directory, tensors)
+            file = write_layers(self.directory, tensors)
         else:
-            tensors, path = sink.finish()
-        streamed = StreamedLayers(model, layers, tensors, path, self.buffers)
+            tensors, file = sink.finish()
+        streamed = StreamedLayers(model, layers, tensors, file, self.buffers)
         streamed.report.pinned_layers = self.pin_layers
         streamed.install()
         setattr(model, ATTACHED, streamed)

@@ -3,19 +3,17 @@
     magic (8 bytes) · header length (u64) · CRC-32 of the header (u32) · header (JSON), padded to 4096
     record of layer 0, padded to 4096 · record of layer 1 · …
 
-A file appears under its name only when it is complete.
+The header comes last: a file that begins with one is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import struct
 import tempfile
-import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,18 +21,14 @@ from typing import Any
 
 import torch
 
-from optimizations.errors import OptimizationError, Refusal
+from optimizations.errors import Refusal
+from optimizations.storage.unnamed_file import CHUNK, StreamError, StreamFile
 
 MAGIC = b"PIOLAYR1"
 PREFIX = struct.Struct("<8sQI")
 PAGE = 4096  # O_DIRECT needs offsets, lengths and addresses aligned to the device's blocks; 4 KiB covers all
 TENSOR_ALIGNMENT = 64  # a cache line, and what vector kernels like
-CHUNK = 1 << 30  # bytes; one system call moves less than 2 GiB
 UNSET = 2**32  # longer than any CRC-32, so that the header never grows when the sums are filled in
-
-
-class StreamError(OptimizationError):
-    """A stream file that is missing, damaged or cannot be read; the message names it and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +126,14 @@ class StreamWriter:
         self._sums: dict[tuple[int, str], int] = {}
         self._check_room()
         try:
-            self._descriptor, partial = tempfile.mkstemp(".partial", "pio-layers-", self.directory)
+            self.file = StreamFile(self.directory)
         except OSError as error:
-            raise Refusal(f"layer_streaming cannot write to {self.directory}: {error.strerror}") from error
-        self._partial = Path(partial)
-        self._discard = weakref.finalize(self, _discard, self._descriptor, self._partial, os.getpid())
+            raise Refusal(
+                f"layer_streaming cannot write to {self.directory}: {error.strerror}; "
+                "name another directory with directory=..."
+            ) from error
         try:
-            os.posix_fallocate(self._descriptor, 0, self.size)
+            os.posix_fallocate(self.file.descriptor, 0, self.size)
         except OSError as error:
             self.discard()
             raise Refusal(
@@ -170,11 +165,11 @@ class StreamWriter:
         data = tensor_bytes(tensor)
         done, start = 0, record.offset + place.offset
         while done < len(data):
-            done += os.pwrite(self._descriptor, data[done : done + CHUNK], start + done)
+            done += os.pwrite(self.file.descriptor, data[done : done + CHUNK], start + done)
         self._sums[layer, name] = zlib.crc32(data)
 
-    def finish(self) -> Path:
-        """Write the header and give the file its name.
+    def finish(self) -> StreamFile:
+        """Write the header, which makes the file complete.
 
         Raises:
             StreamError: a planned tensor was never written.
@@ -182,58 +177,46 @@ class StreamWriter:
         self.records = [self._summed(index, record) for index, record in enumerate(self.records)]
         header = _header(self.records)
         prefix = PREFIX.pack(MAGIC, len(header), zlib.crc32(header))
-        os.pwrite(self._descriptor, prefix + header, 0)
-        os.fsync(self._descriptor)  # DONTNEED drops clean pages only
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        self._discard.detach()
-        os.close(self._descriptor)
-        path = self._partial.with_suffix(".stream")
-        self._partial.replace(path)
-        return path
+        os.pwrite(self.file.descriptor, prefix + header, 0)
+        os.fsync(self.file.descriptor)  # DONTNEED drops clean pages only
+        os.posix_fadvise(self.file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return self.file
 
     def _summed(self, index: int, record: Record) -> Record:
         for place in record.places:
             if (index, place.name) not in self._sums:
-                raise StreamError(f"layer {index}'s {place.name} was never written to {self._partial}")
+                raise StreamError(
+                    f"layer {index}'s {place.name} was never written to {self.file}: load the model with all its weights"
+                )
         places = [dataclasses.replace(place, crc=self._sums[index, place.name]) for place in record.places]
         return dataclasses.replace(record, places=tuple(places))
 
     def discard(self) -> None:
-        """Remove the unfinished file; also done when the writer is dropped or the process ends."""
-        self._discard()
+        """Close the unfinished file; also done when the writer is dropped or the process ends."""
+        self.file.close()
 
 
-def _discard(descriptor: int, path: Path, process: int) -> None:
-    os.close(descriptor)
-    if os.getpid() == process:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-
-
-def read_header(path: Path) -> list[Record]:
+def read_header(file: StreamFile) -> list[Record]:
     """Records of a finished stream file.
 
     Raises:
-        StreamError: no such file, not a stream file, a damaged header, or fewer bytes than it promises.
+        StreamError: closed, without a header, a damaged header, or fewer bytes than it promises.
     """
     try:
-        with path.open("rb") as file:
-            prefix = file.read(PREFIX.size)
-            if len(prefix) < PREFIX.size or prefix[:8] != MAGIC:
-                raise StreamError(f"{path} is not a file of streamed layers; apply layer_streaming again")
-            _, length, crc = PREFIX.unpack(prefix)
-            header = file.read(length)
-            size = os.fstat(file.fileno()).st_size
+        size = file.size
+        prefix = os.pread(file.descriptor, PREFIX.size, 0)
+        if len(prefix) < PREFIX.size or prefix[:8] != MAGIC:
+            raise StreamError(f"{file} has no header: it was overwritten or truncated; load the model again")
+        _, length, crc = PREFIX.unpack(prefix)
+        header = os.pread(file.descriptor, min(length, size), PREFIX.size)
     except OSError as error:
-        raise StreamError(
-            f"the streamed layers in {path} cannot be read: {error.strerror}; load the model again"
-        ) from error
+        raise StreamError(f"{file} cannot be read: {error.strerror}; load the model again") from error
     if zlib.crc32(header) != crc:
-        raise StreamError(f"the header of {path} is damaged (its checksum differs); load the model again")
+        raise StreamError(f"the header of {file} is damaged (its checksum differs); load the model again")
     records = [_record(entry) for entry in json.loads(header)]
     if size < records[-1].offset + records[-1].nbytes:
         raise StreamError(
-            f"{path} has {size} bytes and its header promises {records[-1].offset + records[-1].nbytes}: "
+            f"{file} has {size} bytes and its header promises {records[-1].offset + records[-1].nbytes}: "
             "it was truncated; load the model again"
         )
     return records
@@ -247,11 +230,11 @@ def _record(entry: dict[str, Any]) -> Record:
     return Record(entry["offset"], entry["nbytes"], places)
 
 
-def check_tensor(path: Path, layer: int, place: TensorPlace, data: memoryview) -> None:
+def check_tensor(file: StreamFile, layer: int, place: TensorPlace, data: memoryview) -> None:
     """Compare a tensor's memory with its checksum; StreamError names the tensor when it differs."""
     if zlib.crc32(data) != place.crc:
         raise StreamError(
-            f"layer {layer}'s {place.name} in {path} is damaged (its checksum differs); load the model again"
+            f"layer {layer}'s {place.name} in {file} is damaged (its checksum differs); load the model again"
         )
 
 

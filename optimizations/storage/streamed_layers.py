@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +13,13 @@ from torch import nn
 from optimizations.storage.layer_ring import LayerRing, StreamingReport
 from optimizations.storage.stream_file import (
     Record,
-    StreamError,
     StreamWriter,
     check_tensor,
     plan,
     read_header,
     tensor_bytes,
 )
+from optimizations.storage.unnamed_file import StreamError, StreamFile, read_into
 
 
 def layer_tensors(model: nn.Module, layers: Sequence[nn.Module]) -> list[dict[str, torch.Tensor]]:
@@ -56,7 +53,7 @@ def placeholder(tensor: torch.Tensor) -> torch.Tensor:
     return torch.full((1,), value, dtype=tensor.dtype).expand(tensor.shape)
 
 
-def write_layers(directory: str, layers: Sequence[Mapping[str, torch.Tensor]]) -> Path:
+def write_layers(directory: str, layers: Sequence[Mapping[str, torch.Tensor]]) -> StreamFile:
     """Write the tensors of each layer to a new stream file, then free their memory (placeholders stay).
 
     Raises:
@@ -68,14 +65,16 @@ def write_layers(directory: str, layers: Sequence[Mapping[str, torch.Tensor]]) -
         for index, tensors in enumerate(layers):
             for name, tensor in tensors.items():
                 writer.write(index, name, tensor)
-        path = writer.finish()
+        file = writer.finish()
     except OSError as error:
         writer.discard()
-        raise StreamError(f"writing the layers to {writer.directory} failed: {error.strerror}") from error
+        raise StreamError(
+            f"writing {writer.file} failed: {error.strerror}; name another directory with directory=..."
+        ) from error
     for tensors in layers:
         for tensor in tensors.values():
             tensor.data = placeholder(tensor)
-    return path
+    return file
 
 
 class StreamedLayers:
@@ -90,17 +89,17 @@ class StreamedLayers:
         model: nn.Module,
         layers: Sequence[nn.Module],
         tensors: Sequence[Mapping[str, torch.Tensor]],
-        path: Path,
+        file: StreamFile,
         buffers: int,
     ) -> None:
         self.layers = list(layers)
         self.tensors = [dict(each) for each in tensors]
-        self.path = path
-        self.report = StreamingReport(str(path), path.stat().st_size, len(layers), buffers=buffers)
-        self.records = read_header(path)
+        self.file = file
+        self.report = StreamingReport(str(file.directory), file.size, len(layers), buffers=buffers)
+        self.records = read_header(file)
         self.report.bytes_per_pass = sum(record.nbytes for record in self.records)
-        self.ring = LayerRing(path, self.records, buffers, self.report)
-        self._end = weakref.finalize(model, _abandon, self.ring, path, os.getpid())
+        self.ring = LayerRing(file, self.records, buffers, self.report)
+        self._end = weakref.finalize(model, _abandon, self.ring, file)
         self._views = [
             [[place.view(buffer) for place in record.places] for buffer in self.ring.buffers]
             for record in self.records
@@ -129,44 +128,38 @@ class StreamedLayers:
             tensor.data = memory
 
     def remove(self) -> None:
-        """Take the hooks off, give every tensor its values back in memory of its own, remove the file.
+        """Take the hooks off, give every tensor its values back in memory of its own, close the file.
 
         Raises:
-            StreamError: the file is damaged or gone; the model must be loaded again.
+            StreamError: the file is damaged or cannot be read; the model must be loaded again.
         """
         for handle in self._handles:
             handle.remove()
         try:
-            read_header(self.path)
-            with self.path.open("rb") as file:
-                for index, record in enumerate(self.records):
-                    self._restore(index, record, file)
+            read_header(self.file)
+            for index, record in enumerate(self.records):
+                self._restore(index, record)
         except OSError as error:
             raise StreamError(
-                f"{self.path} cannot be read: {error.strerror}; load the model again"
+                f"{self.file} cannot be read: {error.strerror}; load the model again"
             ) from error
         finally:
             self._end()
 
-    def _restore(self, index: int, record: Record, file: BinaryIO) -> None:
+    def _restore(self, index: int, record: Record) -> None:
         """Values of one layer, compared with their checksums."""
         for place in record.places:
             memory = torch.empty_strided(place.shape, place.stride, dtype=getattr(torch, place.dtype))
             data = tensor_bytes(memory)
-            file.seek(record.offset + place.offset)
-            done = 0
-            while done < place.nbytes and (count := file.readinto(data[done:])):  # type: ignore[attr-defined]
-                done += count
-            check_tensor(self.path, index, place, data)
+            read_into(self.file.descriptor, data, record.offset + place.offset)
+            check_tensor(self.file, index, place, data)
             self.tensors[index][place.name].data = memory
 
 
-def _abandon(ring: LayerRing, path: Path, process: int) -> None:
-    """End of streaming, or of the model, or of the process that wrote the file."""
+def _abandon(ring: LayerRing, file: StreamFile) -> None:
+    """End of streaming, or of the model, or of the process."""
     ring.close()
-    if os.getpid() == process:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+    file.close()
 
 
 class _Before:

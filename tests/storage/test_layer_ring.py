@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from stream_processes import run_in_child
 
 from optimizations.storage.layer_ring import LayerRing, StreamingReport, open_past_cache
-from optimizations.storage.stream_file import StreamError, StreamWriter, plan, read_header
+from optimizations.storage.stream_file import StreamWriter, plan, read_header
+from optimizations.storage.unnamed_file import StreamError, StreamFile
 
 LAYERS = 5
 
 
-def stream_file(directory: Path) -> Path:
+def stream_file(directory: Path) -> StreamFile:
     tensors = [{"weight": torch.full((3000,), float(index))} for index in range(LAYERS)]
     writer = StreamWriter(str(directory), plan(tensors))
     for index, each in enumerate(tensors):
@@ -23,8 +24,8 @@ def stream_file(directory: Path) -> Path:
     return writer.finish()
 
 
-def ring_on(path: Path, buffers: int = 3) -> LayerRing:
-    return LayerRing(path, read_header(path), buffers, StreamingReport())
+def ring_on(file: StreamFile, buffers: int = 3) -> LayerRing:
+    return LayerRing(file, read_header(file), buffers, StreamingReport())
 
 
 @pytest.fixture(params=[2, 3, 7])
@@ -73,12 +74,10 @@ def test_a_layer_never_released_is_released_by_the_next(ring: LayerRing) -> None
 
 
 def test_a_damaged_layer_is_an_error_where_it_is_needed(tmp_path: Path) -> None:
-    path = stream_file(tmp_path)
-    records = read_header(path)
-    with path.open("r+b") as file:
-        file.seek(records[2].offset + 100)
-        file.write(b"\x55")
-    ring = ring_on(path)
+    file = stream_file(tmp_path)
+    records = read_header(file)
+    os.pwrite(file.descriptor, b"\x55", records[2].offset + 100)
+    ring = ring_on(file)
     assert value_of(ring, 0) == 0
     assert value_of(ring, 1) == 1
     for _ in range(2):
@@ -88,11 +87,11 @@ def test_a_damaged_layer_is_an_error_where_it_is_needed(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_off_while_in_use_is_an_error(tmp_path: Path) -> None:
-    path = stream_file(tmp_path)
-    records = read_header(path)
-    ring = ring_on(path, buffers=2)
+    file = stream_file(tmp_path)
+    records = read_header(file)
+    ring = ring_on(file, buffers=2)
     assert value_of(ring, 0) == 0
-    os.truncate(path, records[3].offset)
+    os.truncate(file.descriptor, records[3].offset)
     with pytest.raises(StreamError, match=f"ended at byte {records[3].offset}: it was truncated"):
         for layer in range(1, LAYERS):
             ring.acquire(layer)
@@ -116,10 +115,10 @@ def test_a_file_system_that_refuses_direct_reads_falls_back(
     def refusing(*arguments: object) -> int:
         raise OSError(22, "Invalid argument")
 
-    path = stream_file(tmp_path)
+    file = stream_file(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "preadv", refusing)
-    descriptor, direct, _ = open_past_cache(path)
+    descriptor, direct, _ = open_past_cache(file)
     assert not direct
     os.close(descriptor)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -138,19 +137,10 @@ def test_closing_ends_the_thread_and_further_use_is_an_error(tmp_path: Path) -> 
 def test_a_forked_child_streams_with_a_thread_of_its_own(tmp_path: Path) -> None:
     ring = ring_on(stream_file(tmp_path))
     assert value_of(ring, 0) == 0
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # Python 3.12 on forking with threads: the point here
-        child = os.fork()
-    if child == 0:
-        right = all(value_of(ring, layer) == layer for layer in (1, 2, 3, 4, 0, 1))
-        os.write(write, b"1" if right else b"0")
-        os._exit(0)
-    assert os.read(read, 1) == b"1"
-    os.waitpid(child, 0)
-    os.close(read)
-    os.close(write)
+
+    def work() -> None:
+        assert [value_of(ring, layer) for layer in (1, 2, 3, 4, 0, 1)] == [1, 2, 3, 4, 0, 1]
+
+    assert run_in_child(work) == 0
     assert [value_of(ring, layer) for layer in (1, 2, 3)] == [1, 2, 3]
     ring.close()

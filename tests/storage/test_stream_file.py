@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from stream_processes import open_files, run_in_child
 
 from optimizations.errors import Refusal
 from optimizations.storage.stream_file import (
-    StreamError,
     StreamWriter,
     TensorPlace,
     check_tensor,
@@ -20,6 +20,7 @@ from optimizations.storage.stream_file import (
     read_header,
     tensor_bytes,
 )
+from optimizations.storage.unnamed_file import StreamError, StreamFile
 
 
 def layers() -> list[dict[str, torch.Tensor]]:
@@ -37,7 +38,7 @@ def layers() -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def written(directory: Path) -> Path:
+def written(directory: Path) -> StreamFile:
     tensors = layers()
     writer = StreamWriter(str(directory), plan(tensors))
     for index, each in enumerate(tensors):
@@ -47,16 +48,16 @@ def written(directory: Path) -> Path:
 
 
 def test_every_tensor_comes_back_bit_by_bit(tmp_path: Path) -> None:
-    path = written(tmp_path)
-    content = bytearray(path.read_bytes())
-    for index, (record, tensors) in enumerate(zip(read_header(path), layers(), strict=True)):
+    file = written(tmp_path)
+    content = bytearray(file.path.read_bytes())
+    for index, (record, tensors) in enumerate(zip(read_header(file), layers(), strict=True)):
         data = content[record.offset : record.offset + record.nbytes]
         for place in record.places:
             found = place.view(torch.frombuffer(data, dtype=torch.uint8))
             assert found.dtype == tensors[place.name].dtype
             assert torch.equal(found, tensors[place.name])
-            check_tensor(path, index, place, tensor_bytes(found))
-    assert list(tmp_path.iterdir()) == [path]
+            check_tensor(file, index, place, tensor_bytes(found))
+    assert len(content) == file.size
 
 
 def test_layouts_that_are_dense_keep_their_strides(tmp_path: Path) -> None:
@@ -76,15 +77,39 @@ def test_a_plan_needs_no_memory() -> None:
     assert plan(huge)[1].offset > 2**41
 
 
-def test_nothing_under_the_final_name_before_it_is_complete(tmp_path: Path) -> None:
+def test_a_file_is_complete_with_all_its_tensors_only(tmp_path: Path) -> None:
     tensors = layers()
     writer = StreamWriter(str(tmp_path), plan(tensors))
     writer.write(0, "weight", tensors[0]["weight"])
-    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
-    with pytest.raises(StreamError, match="layer 0's packed was never written"):
+    with pytest.raises(
+        StreamError, match="layer 0's packed was never written to the file of streamed layers in"
+    ):
         writer.finish()
+    with pytest.raises(StreamError, match="has no header"):
+        read_header(writer.file)
     writer.discard()
+    assert not open_files(tmp_path)
+
+
+def test_a_file_has_no_name_and_ends_with_its_owner(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    assert len(open_files(tmp_path)) == 1
     assert not list(tmp_path.iterdir())
+    assert str(file) == f"the file of streamed layers in {tmp_path}"
+    del file
+    assert not open_files(tmp_path)
+
+
+def test_a_forked_child_opens_the_file_anew_and_closes_its_own_only(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    content = file.path.read_bytes()
+
+    def work() -> None:
+        assert file.path.read_bytes() == content
+        file.close()
+
+    assert run_in_child(work) == 0
+    assert file.path.read_bytes() == content
 
 
 def test_a_tensor_that_was_not_planned_is_an_error(tmp_path: Path) -> None:
@@ -94,10 +119,10 @@ def test_a_tensor_that_was_not_planned_is_an_error(tmp_path: Path) -> None:
     writer.discard()
 
 
-def damaged(path: Path, change: Any) -> Path:
-    content = bytearray(path.read_bytes())
-    path.write_bytes(change(content))
-    return path
+def damaged(file: StreamFile, change: Any) -> StreamFile:
+    content = bytearray(file.path.read_bytes())
+    file.path.write_bytes(change(content))
+    return file
 
 
 def flip(content: bytearray, position: int) -> bytearray:
@@ -108,8 +133,9 @@ def flip(content: bytearray, position: int) -> bytearray:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content[:5], "is not a file of streamed layers"),
-        (lambda content: b"SQLite format 3" + content, "is not a file of streamed layers"),
+        (lambda content: content[:5], "has no header: it was overwritten or truncated; load the model again"),
+        (lambda content: b"SQLite format 3" + content, "has no header"),
+        (lambda content: flip(content, 15), "the header of .* is damaged"),  # the length of the header
         (lambda content: flip(content, 60), "the header of .* is damaged"),
         (lambda content: content[:-4096], "its header promises .* it was truncated; load the model again"),
     ],
@@ -119,15 +145,20 @@ def test_damage_is_named(tmp_path: Path, change: Any, message: str) -> None:
         read_header(damaged(written(tmp_path), change))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StreamError, match="gone.stream cannot be read: No such file"):
-        read_header(tmp_path / "gone.stream")
+def test_a_closed_file_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    file.close()
+    file.close()
+    with pytest.raises(
+        StreamError, match=r"layers in .* is closed: layer_streaming was undone; apply it again"
+    ):
+        read_header(file)
 
 
 def test_a_changed_value_is_named(tmp_path: Path) -> None:
     place = TensorPlace("bias", "uint8", (2,), (1,), 0, 2, crc=1)
     with pytest.raises(StreamError, match="layer 3's bias in .* is damaged"):
-        check_tensor(tmp_path, 3, place, memoryview(b"ab"))
+        check_tensor(StreamFile(tmp_path), 3, place, memoryview(b"ab"))
 
 
 def test_a_full_disk_is_a_refusal_before_anything_is_written(
@@ -148,7 +179,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_refusal(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(Refusal, match="No space left on device; name another directory"):
         StreamWriter(str(tmp_path), plan(layers()))
-    assert not list(tmp_path.iterdir())
+    assert not open_files(tmp_path)
 
 
 def test_a_directory_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
