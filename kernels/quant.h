@@ -60,13 +60,14 @@ inline int threads_for(int64_t bytes, int64_t macs, int threads) {
 
 constexpr int kMaxTileRows = 16;
 constexpr int kMaxTilePanels = 2;
+constexpr int kMostAlone = 8;  // panels that a single row of activations meets at a time
 
 // How the current instruction set likes its tiles, and the multiplication itself:
 // out[p * tile.rows + t][16] = the 16 products of panel panels[p] with activation row rows[t], over all columns, for
-// p < n_panels <= tile.panels and t < n_rows <= tile.rows. The order of the additions depends on neither, so one row
-// gives the same bits alone and in a batch.
+// p < n_panels <= tile.panels (tile.alone for a single row) and t < n_rows <= tile.rows. The order of the additions
+// depends on neither, so one row gives the same bits alone and in a batch.
 struct Tile {
-  int rows, panels;
+  int rows, panels, alone;
   void (*multiply)(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                    int n_rows, float* out);
 };

@@ -80,15 +80,15 @@ void multiply_parts(const Target& target, const DenseInput& x, int64_t from, int
 constexpr int64_t kPartRows = 128;
 bool in_parts(const DenseTile& tile, int64_t m) { return tile.multiply_part && m >= kPartRows; }
 
-// Weight rows of a task. Few rows of x: pieces of 64 KB, so that handing out costs less than 1 %. A batch: what half of
-// a second-level cache holds (1 MB on the processors so far; 2 MB where there is AMX, which needs it more), but at
-// least four tasks a thread.
+// Weight rows of a task. Few rows of x: pieces of 512 KB, so that little of what is prefetched belongs to another
+// thread (64 KB: 4 % slower). A batch: what half of a second-level cache holds (1 MB on the processors so far; 2 MB
+// where there is AMX, which needs it more), but at least four tasks a thread.
 int64_t group_rows(const DenseTile& tile, int64_t row_bytes, int64_t rows, int64_t m, int threads) {
   if (in_parts(tile, m)) {  // a megabyte of sums, a pass of x for at most 512 weight rows
     const int64_t fit = std::min((256 << 10) / std::min(m, kPartBlocks * tile.rows), rows / (4 * threads));
     return std::clamp<int64_t>(fit / tile.weights, 1, 16) * tile.weights;
   }
-  const int64_t bytes = m <= 8 ? 64 << 10 : tile.pack ? 1 << 20 : 512 << 10;
+  const int64_t bytes = tile.pack && m > 8 ? 1 << 20 : 512 << 10;
   const int64_t fit = std::min(bytes / row_bytes, rows / (4 * threads));
   return std::max<int64_t>(1, fit / tile.weights) * tile.weights;
 }

@@ -54,7 +54,7 @@ struct Target {
 void multiply_block(const Target& target, const Tile& tile, const Activations& a, Dtype dtype, int64_t panel,
                     int n_panels, int64_t begin, int64_t end) {
   alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
-  int64_t panels[kMaxTilePanels], rows[kMaxTileRows];
+  int64_t panels[kMostAlone], rows[kMaxTileRows];
   for (int p = 0; p < n_panels; ++p) panels[p] = panel + p;
   for (int64_t r = begin; r < end; r += tile.rows) {
     const int count = static_cast<int>(std::min<int64_t>(tile.rows, end - r));
@@ -81,7 +81,8 @@ void multiply_all(const std::vector<Target>& targets, int64_t tasks, const Activ
   const int64_t block = rows_per_block(a.stride(), tile.rows), blocks = ceil_div(m, block);
   // A piece of work: about 64 KB of weights at one row, so that handing out costs less than 1 %, and a single group of
   // panels in a batch.
-  const int64_t task_bytes = targets[0].weight.panel_bytes() * tile.panels;
+  const int64_t each = m == 1 ? tile.alone : tile.panels;  // panels of a task
+  const int64_t task_bytes = targets[0].weight.panel_bytes() * each;
   const int64_t grain =
       m > 8 ? 1 : std::clamp<int64_t>((64 << 10) / task_bytes, 1, std::max<int64_t>(1, tasks / (4 * threads)));
   parallel_for(tasks * blocks, grain, threads, [&](int64_t begin, int64_t end) {
@@ -89,8 +90,8 @@ void multiply_all(const std::vector<Target>& targets, int64_t tasks, const Activ
       const int64_t task = i % tasks, first = i / tasks * block;
       size_t j = targets.size() - 1;
       while (targets[j].first_task > task) --j;
-      const int64_t panel = (task - targets[j].first_task) * tile.panels;
-      const int n = static_cast<int>(std::min<int64_t>(tile.panels, targets[j].weight.panels() - panel));
+      const int64_t panel = (task - targets[j].first_task) * each;
+      const int n = static_cast<int>(std::min<int64_t>(each, targets[j].weight.panels() - panel));
       multiply_block(targets[j], tile, a, dtype, panel, n, first, std::min(first + block, m));
     }
   });
@@ -113,7 +114,7 @@ void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, 
         checked_packed("linear", targets[i], targets[i + 1], static_cast<int64_t>(targets[i + 4]), cols, bits, group);
     if (m > 0) require_address(targets[i + 3], size_of(type), "linear", "out");
     all.push_back({w, reinterpret_cast<const void*>(targets[i + 2]), reinterpret_cast<void*>(targets[i + 3]), tasks});
-    tasks += ceil_div(w.panels(), tile.panels);
+    tasks += ceil_div(w.panels(), m == 1 ? tile.alone : tile.panels);
     bytes += w.panels() * w.panel_bytes();
   }
   if (m == 0) return;

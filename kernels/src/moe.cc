@@ -60,18 +60,31 @@ namespace {
 
 constexpr int64_t kWideUnits = 8;  // pairs of panels of a task where experts are wide: all rows pass once per task
 
-// hidden[pair][16 panel ..] of the pairs of one expert, for one panel of gate and its panel of up.
+// How many panels of gate, and of the output, few tokens take at a time: an expert's single row then meets as many
+// streams through memory as it is multiplied fastest from.
+constexpr int64_t kFewTokens = 8;
+
+// hidden[pair][16 panel ..] of the pairs of one expert, for `n` panels of gate and their panels of up.
 void gate_and_up(const PackedLayer& layer, const Tile& tile, const Routing& routing, size_t active, int64_t panel,
-                 const Activations& x, float* hidden, int64_t stride) {
+                 int n, const Activations& x, float* hidden, int64_t stride) {
   alignas(64) float y[2 * kMaxTileRows * kLanes];
   const Packed w = expert_of(layer.gate_up, routing.experts[active], 2 * layer.gate_panels);
-  const int64_t both[2] = {panel, panel + layer.gate_panels};
   for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
     const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
+    const int together = count == 1 ? n : 1, at_once = count == 1 ? 2 * n : tile.panels;
     const int64_t* rows = routing.token.data() + s;
-    for (int p = 0; p < 2; p += tile.panels)
-      tile.multiply(w, both + p, tile.panels, x, rows, count, y + p * count * kLanes);
-    PIO_CALL(swiglu_rows)(y, y + count * kLanes, count, hidden + s * stride + panel * kLanes, stride);
+    for (int first = 0; first < n; first += together) {
+      int64_t both[kMostAlone];
+      for (int p = 0; p < together; ++p) {
+        both[p] = panel + first + p;
+        both[together + p] = both[p] + layer.gate_panels;
+      }
+      for (int p = 0; p < 2 * together; p += at_once)
+        tile.multiply(w, both + p, at_once, x, rows, count, y + p * count * kLanes);
+      for (int p = 0; p < together; ++p)
+        PIO_CALL(swiglu_rows)(y + p * count * kLanes, y + (together + p) * count * kLanes, count,
+                              hidden + s * stride + both[p] * kLanes, stride);
+    }
   }
 }
 
@@ -79,16 +92,20 @@ void gate_and_up(const PackedLayer& layer, const Tile& tile, const Routing& rout
 void down_and_add(const PackedLayer& layer, const Tile& tile, const Routing& routing, size_t active, int64_t panel,
                   int n_panels, const Activations& hidden, float* sum, int64_t stride) {
   alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
-  int64_t panels[kMaxTilePanels], rows[kMaxTileRows];
+  int64_t panels[kMostAlone], rows[kMaxTileRows];
   for (int p = 0; p < n_panels; ++p) panels[p] = panel + p;
   const Packed w = expert_of(layer.down, routing.experts[active], layer.down_panels);
   for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
     const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
     for (int t = 0; t < count; ++t) rows[t] = s + t;
-    tile.multiply(w, panels, n_panels, hidden, rows, count, y);
-    for (int p = 0; p < n_panels; ++p)
-      PIO_CALL(add_weighted)(y + p * count * kLanes, count, routing.token.data() + s, routing.weight.data() + s,
-                             sum + p * kLanes, stride);
+    const int at_once = count == 1 ? n_panels : tile.panels;
+    for (int first = 0; first < n_panels; first += at_once) {
+      const int n = std::min(at_once, n_panels - first);
+      tile.multiply(w, panels + first, n, hidden, rows, count, y);
+      for (int p = 0; p < n; ++p)
+        PIO_CALL(add_weighted)(y + p * count * kLanes, count, routing.token.data() + s, routing.weight.data() + s,
+                               sum + (first + p) * kLanes, stride);
+    }
   }
 }
 
@@ -138,16 +155,19 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
 
   const int64_t width = gate_panels * kLanes;
   float* middle = scratch_floats(0, narrow.empty() ? 0 : routing.pairs() * width);
-  const int64_t pieces = wide.pieces() + static_cast<int64_t>(narrow.size()) * gate_panels;
-  parallel_for(pieces, tokens > 8 ? 1 : 2, used, [&](int64_t begin, int64_t end) {
+  const int64_t together = tokens <= kFewTokens ? std::max(1, tile.alone / 2) : 1;
+  const int64_t units = ceil_div(gate_panels, together);
+  const int64_t pieces = wide.pieces() + static_cast<int64_t>(narrow.size()) * units;
+  parallel_for(pieces, 1, used, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (i < wide.pieces()) {
         wide.gate_and_up(i, reinterpret_cast<const uint16_t*>(x));
         continue;
       }
       const int64_t j = i - wide.pieces();
-      gate_and_up(layer, tile, routing, narrow[static_cast<size_t>(j / gate_panels)], j % gate_panels, in, middle,
-                  width);
+      const int64_t panel = j % units * together;
+      gate_and_up(layer, tile, routing, narrow[static_cast<size_t>(j / units)], panel,
+                  static_cast<int>(std::min(together, gate_panels - panel)), in, middle, width);
     }
   });
 
@@ -156,15 +176,16 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
   const Activations act = scratch_activations(1, narrow.empty() ? 0 : routing.pairs(), width, group);
   quantize_narrow(routing, wide, middle, width, act, used);
 
-  const int64_t each = tile.panels * (wide.any() ? kWideUnits : 1), stride = each * kLanes;
+  const int64_t some = tokens <= kFewTokens ? tile.alone : tile.panels;
+  const int64_t each = some * (wide.any() ? kWideUnits : 1), stride = each * kLanes;
   parallel_for(ceil_div(down_panels, each), 1, used, [&](int64_t begin, int64_t end) {
     float* sum = scratch_floats(1, tokens * stride);
     for (int64_t first = begin * each; first < std::min(end * each, down_panels); first += each) {
       const int64_t last = std::min(first + each, down_panels);
       std::memset(sum, 0, static_cast<size_t>(tokens * stride) * sizeof(float));
       for (size_t e = 0; e < routing.experts.size(); ++e)
-        for (int64_t panel = first; panel < last; panel += tile.panels) {
-          const int n = static_cast<int>(std::min<int64_t>(tile.panels, last - panel));
+        for (int64_t panel = first; panel < last; panel += some) {
+          const int n = static_cast<int>(std::min<int64_t>(some, last - panel));
           float* own = sum + (panel - first) * kLanes;
           wide.is_wide(e) ? wide.down_and_add(e, panel, n, own, stride)
                           : down_and_add(layer, tile, routing, e, panel, n, act, own, stride);
