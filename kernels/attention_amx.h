@@ -7,39 +7,47 @@ namespace pio::amx {
 
 using namespace pio::avx512;
 
-// Fetches the memory of the tile after the next, line by line and a share at a time: evenly, so that the memory always
-// has something to do, and in the order of addresses, as the machine's own prefetchers want it. To the second-level
-// cache: the first has no room for two tiles.
+// Fetches the memory of the tile after the next, a share at a time: evenly, so that the memory always has something to
+// do, and in several streams side by side, each in the order of addresses, as the machine's own prefetchers want them
+// (kernels/README.md). To the second-level cache: the first has no room for two tiles.
 constexpr int64_t kAheadTokens = 2 * kTile;
 
 struct Fetcher {
+  static constexpr int64_t kStreams = 4;  // of one memory
   struct Run {
     const char* p;
-    int64_t stride, rows, bytes;
+    int64_t stride, rows, bytes, at;
   };
-  Run runs[6];
+  Run runs[6 * kStreams];
   int count = 0, now = 0;
-  int64_t at = 0, lines = 0;
+  int64_t lines = 0;
 
-  void start() { count = now = 0, at = lines = 0; }
+  void start() { count = now = 0, lines = 0; }
+
   void add(const void* memory, int64_t stride, int64_t rows, int64_t bytes) {
     const char* p = static_cast<const char*>(memory);
-    if (stride == bytes) bytes *= rows, rows = 1;
-    runs[count++] = {p, stride, rows, bytes};
     lines += rows * ((bytes + 63) / 64);
+    const int64_t each = (rows + kStreams - 1) / kStreams;
+    for (; rows > 0; rows -= each, p += each * stride) {
+      const int64_t own = rows < each ? rows : each;
+      runs[count++] = stride == bytes ? Run{p, 0, 1, own * bytes, 0} : Run{p, stride, own, bytes, 0};
+    }
   }
+
   // Lines of each of `events`, which get `percent` of all.
   int64_t share(int percent, int64_t events) const { return (lines * percent + 100 * events - 1) / (100 * events); }
 
   void fetch(int64_t n) {
-    for (; n > 0 && now < count; --n) {
+    for (; n > 0 && count > 0; --n) {
+      if (now >= count) now = 0;
       Run& run = runs[now];
-      _mm_prefetch(run.p + at, _MM_HINT_T1);
-      at += 64;
-      if (at < run.bytes) continue;
-      at = 0;
+      _mm_prefetch(run.p + run.at, _MM_HINT_T1);
+      run.at += 64;
+      ++now;
+      if (run.at < run.bytes) continue;
+      run.at = 0;
       run.p += run.stride;
-      if (--run.rows == 0) ++now;
+      if (--run.rows == 0) run = runs[--count];
     }
   }
 };
