@@ -13,41 +13,38 @@ using namespace pio::avx512;
 constexpr int64_t kAheadTokens = 2 * kTile;
 
 struct Fetcher {
-  static constexpr int64_t kStreams = 4;  // of one memory
+  static constexpr int kStreams = 4;  // of one memory, a line of each at a time
   struct Run {
     const char* p;
-    int64_t stride, rows, bytes, at;
+    int64_t stream, stride, rows, bytes;  // from stream to stream, from row to row; rows of a stream, bytes of a row
   };
-  Run runs[6 * kStreams];
+  Run runs[6];
   int count = 0, now = 0;
-  int64_t lines = 0;
+  int64_t at = 0, lines = 0;
 
-  void start() { count = now = 0, lines = 0; }
+  void start() { count = now = 0, at = lines = 0; }
 
+  // The last stream may go on behind the end: nothing is read there.
   void add(const void* memory, int64_t stride, int64_t rows, int64_t bytes) {
-    const char* p = static_cast<const char*>(memory);
     lines += rows * ((bytes + 63) / 64);
-    const int64_t each = (rows + kStreams - 1) / kStreams;
-    for (; rows > 0; rows -= each, p += each * stride) {
-      const int64_t own = rows < each ? rows : each;
-      runs[count++] = stride == bytes ? Run{p, 0, 1, own * bytes, 0} : Run{p, stride, own, bytes, 0};
-    }
+    rows = (rows + kStreams - 1) / kStreams;
+    const int64_t stream = rows * stride;
+    if (stride == bytes) bytes *= rows, rows = 1;
+    runs[count++] = {static_cast<const char*>(memory), stream, stride, rows, bytes};
   }
 
   // Lines of each of `events`, which get `percent` of all.
   int64_t share(int percent, int64_t events) const { return (lines * percent + 100 * events - 1) / (100 * events); }
 
   void fetch(int64_t n) {
-    for (; n > 0 && count > 0; --n) {
-      if (now >= count) now = 0;
+    for (; n > 0 && now < count; n -= kStreams) {
       Run& run = runs[now];
-      _mm_prefetch(run.p + run.at, _MM_HINT_T1);
-      run.at += 64;
-      ++now;
-      if (run.at < run.bytes) continue;
-      run.at = 0;
+      for (int i = 0; i < kStreams; ++i) _mm_prefetch(run.p + at + i * run.stream, _MM_HINT_T1);
+      at += 64;
+      if (at < run.bytes) continue;
+      at = 0;
       run.p += run.stride;
-      if (--run.rows == 0) run = runs[--count];
+      if (--run.rows == 0) ++now;
     }
   }
 };

@@ -88,11 +88,11 @@ struct Int8Walk {
     const int64_t n = (std::min(kTile, a.length - t) + 15) / 16 * 16;
     for (int part = 0; part < a.parts; ++part) {
       fetcher.add(a.key[part].codes + (base + t) * a.key[part].dim, a.key[part].dim, n, a.key[part].dim);
-      fetcher.add(a.key[part].scales + base + t, 0, 1, 4 * n);
+      fetcher.add(a.key[part].scales + base + t, 64, n / 16, 64);
     }
     if (a.value_codes == a.key[0].codes) return;
     fetcher.add(a.value_codes + (base + t) * a.value_dim, a.value_dim, n, a.value_dim);
-    fetcher.add(a.value_scales + base + t, 0, 1, 4 * n);
+    fetcher.add(a.value_scales + base + t, 64, n / 16, 64);
   }
 
   // x: rows, y: kAtOnce tiles of the cache.
