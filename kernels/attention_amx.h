@@ -20,9 +20,9 @@ struct Fetcher {
   };
   Run runs[6];
   int count = 0, now = 0;
-  int64_t at = 0, lines = 0;
+  int64_t at = 0, lines = 0, owed = 0;
 
-  void start() { count = now = 0, at = lines = 0; }
+  void start() { count = now = 0, at = lines = owed = 0; }
 
   // The last stream may go on behind the end: nothing is read there.
   void add(const void* memory, int64_t stride, int64_t rows, int64_t bytes) {
@@ -37,7 +37,7 @@ struct Fetcher {
   int64_t share(int percent, int64_t events) const { return (lines * percent + 100 * events - 1) / (100 * events); }
 
   void fetch(int64_t n) {
-    for (; n > 0 && now < count; n -= kStreams) {
+    for (owed += n; owed >= kStreams && now < count; owed -= kStreams) {
       Run& run = runs[now];
       for (int i = 0; i < kStreams; ++i) _mm_prefetch(run.p + at + i * run.stream, _MM_HINT_T1);
       at += 64;

@@ -149,7 +149,7 @@ struct Int8Walk {
     const QueryPart& q = s.query[part];
     const uint8_t* from[kAtOnce];
     for (int i = 0; i < kAtOnce; ++i) from[i] = key.codes + (base + t + std::min(b + i, blocks - 1) * kSide) * key.dim;
-    const int64_t share = fetcher.share(45, A * ((key.dim + 63) / 64 + (a.parts > 1 ? 8 : 0)));
+    const int64_t share = fetcher.share(12, A * ((key.dim + 63) / 64 + (a.parts > 1 ? 8 : 0)));
     clear();
     for (int64_t i = 0; i < key.dim; i += 64) {
       const uint8_t* y[kAtOnce];
@@ -218,7 +218,7 @@ struct Int8Walk {
   }
 
   void soften(int64_t t, int count) {
-    const int64_t share = fetcher.share(10, (u.rows + 3) / 4 * kBlocks);
+    const int64_t share = fetcher.share(28, (u.rows + 3) / 4 * kBlocks * 2);
     for (int row = 0; row < u.rows; row += 4) {
       const int64_t open = open_tokens(a, u, row) - t;
       F32 x[4][kBlocks];
@@ -227,6 +227,7 @@ struct Int8Walk {
         F32 four[4] = {set(kHidden), set(kHidden), set(kHidden), set(kHidden)};
         if (16 * b < count) take_scores(row, b, t, open, four);
         for (int r = 0; r < 4; ++r) x[r][b] = four[r];
+        fetcher.fetch(share);
       }
       soften_four(x, *s.state, sums, row, shrink + row);
       for (int b = 0; b < kBlocks; ++b)
@@ -257,7 +258,8 @@ struct Int8Walk {
 
   // gathered = gathered * shrink + probabilities times values.
   void gather(int64_t t, int blocks) {
-    const int64_t groups = (a.value_dim + 15) / 16, share = fetcher.share(45, groups);
+    const int64_t groups = (a.value_dim + 15) / 16;
+    const int64_t share = fetcher.share(60, groups + (groups + kAtOnce - 1) / kAtOnce * u.rows);
     for (int64_t g = 0; g < groups; g += kAtOnce) {
       const uint8_t* y[kAtOnce];
       const int n = static_cast<int>(std::min<int64_t>(kAtOnce, groups - g));
@@ -272,7 +274,8 @@ struct Int8Walk {
       clear();
       multiply(hi_of(&p[0][0][0], 0, kTile), lo_of(&p[0][0][0], 0, kTile), kTile, y);
       keep(&gathers[0][0][0][0]);
-      for (int r = 0; r < u.rows; ++r)
+      for (int r = 0; r < u.rows; ++r) {
+        fetcher.fetch(share);
         for (int i = 0; i < n; ++i) {
           const int32_t* dot = &gathers[i][0][0][0];
           const I32 hi = shift_left<7>(load_i32(hi_of(dot, r, kSide)));
@@ -280,6 +283,7 @@ struct Int8Walk {
           float* to = s.gathered + r * s.stride + 16 * (g + i);
           store(to, fma(load(to), set(shrink[r]), mul(to_f32(both), set(scale[r]))));
         }
+      }
     }
   }
 
