@@ -60,8 +60,8 @@ namespace {
 
 constexpr int64_t kWideUnits = 8;  // pairs of panels of a task where experts are wide: all rows pass once per task
 
-// How many panels of gate, and of the output, few tokens take at a time: an expert's single row then meets as many
-// streams through memory as it is multiplied fastest from.
+// Up to so many tokens an expert mostly has a single row, so a task takes as many panels as one row meets at a time
+// (Tile::alone; of gate and up together).
 constexpr int64_t kFewTokens = 8;
 
 // hidden[pair][16 panel ..] of the pairs of one expert, for `n` panels of gate and their panels of up.
