@@ -16,17 +16,23 @@ from optimizations.native.experts import PackedExperts
 from optimizations.native.packing import LANES, Packed
 
 
-def unpack(packed: Packed) -> Tensor:
-    """The values of a packed weight, float64 [rows, cols], decoded here from the bytes (layout 1)."""
+def levels(packed: Packed) -> tuple[Tensor, Tensor]:
+    """A packed weight's integers int64 [rows, groups, group] and scales float64 [rows, groups], decoded here from the bytes
+    (layout 1); rows and columns with what pads them."""
     panels, groups, _ = packed.data.shape
     blocks = packed.data.reshape(panels, groups, -1, LANES, 4).to(torch.int64)
     if packed.bits == 4:
         q = torch.stack((blocks & 15, blocks >> 4), dim=3) - 8  # panel, group, block, half, lane, byte
     else:
         q = blocks.unsqueeze(3) - 128
-    q = q.permute(0, 4, 1, 2, 3, 5).reshape(panels, LANES, groups, packed.group_size)
-    values = q.double() * packed.scales.double().transpose(1, 2).unsqueeze(-1)
-    return values.reshape(panels * LANES, -1)[: packed.rows, : packed.cols]
+    q = q.permute(0, 4, 1, 2, 3, 5).reshape(panels * LANES, groups, packed.group_size)
+    return q, packed.scales.double().transpose(1, 2).reshape(panels * LANES, groups)
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The values of a packed weight, float64 [rows, cols]."""
+    q, scales = levels(packed)
+    return (q.double() * scales.unsqueeze(-1)).flatten(1)[: packed.rows, : packed.cols]
 
 
 def round_activations(x: Tensor, group_size: int) -> Tensor:

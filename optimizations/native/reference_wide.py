@@ -1,0 +1,51 @@
+"""What many bf16 rows over int4 weights are multiplied as on AMX, in plain torch (kernels/wide_bytes.h).
+
+Both operands become int8 with one scale per row and 512 columns. A row of x whose largest value there is more than sqrt(32) times
+the root mean square keeps 15 bits: no row is rounded more coarsely than int8 in groups of 32 may round it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from optimizations.native.packing import Packed
+from optimizations.native.reference import levels
+
+BLOCK = 512
+COARSE_SQUARE = 32.0
+FINE_UNITS = 254.0
+UNIT = torch.tensor(8.0) / torch.tensor(127.0)
+
+
+def byte_weights(packed: Packed) -> Tensor:
+    """An int4 weight as bytes times what one counts, float64 [rows, cols]."""
+    q, scales = levels(packed)  # [rows, groups, group], [rows, groups]
+    per_block = BLOCK // packed.group_size
+    missing = -scales.shape[1] % per_block
+    s = functional.pad(scales.float(), (0, missing)).unflatten(1, (-1, per_block))
+    most = s.abs().amax(-1, keepdim=True)
+    up = torch.where(most < 2.0**-90, 2.0**60, 1.0)
+    inverse = torch.where(most > 0, torch.tensor(127.0 / 8 * 2048) / (most * up), 0.0)
+    factor = torch.round((s * up) * inverse).double()
+    tall = functional.pad(q.double(), (0, 0, 0, missing)).unflatten(1, (-1, per_block))
+    bytes_ = torch.floor((tall * 16 * factor.unsqueeze(-1) + 2**14) / 2**15)
+    values = bytes_ * (most * UNIT).double().unsqueeze(-1)
+    return values.flatten(1)[: packed.rows, : packed.cols]
+
+
+def byte_rows(x: Tensor) -> Tensor:
+    """Rows of x [..., cols] as one or two int8 times their scale, float64."""
+    blocks = [_byte_block(block.float()) for block in x.split(BLOCK, dim=-1)]
+    return torch.cat(blocks, dim=-1)
+
+
+def _byte_block(x: Tensor) -> Tensor:
+    most = x.abs().amax(-1, keepdim=True)
+    usable = most > 1e-36
+    y = torch.where(usable, x * (torch.tensor(127.0) / most), 0.0)
+    whole = torch.round(y)
+    fine = usable & (127.0**2 * x.shape[-1] > COARSE_SQUARE * y.square().sum(-1, keepdim=True))
+    rest = torch.where(fine, torch.round((y - whole) * FINE_UNITS), 0.0)
+    return (whole.double() + rest.double() / FINE_UNITS) * (most / 127.0).double()
