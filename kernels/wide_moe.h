@@ -32,11 +32,13 @@ class WideExperts {
   WideExperts(const PackedLayer& layer, const Routing& routing, Dtype dtype, int64_t tokens, int threads);
 
   bool any() const { return !pieces_.empty(); }
-  bool is_wide(size_t active) const { return any() && middle_[active].tiles > 0; }
+  bool is_wide(size_t active) const { return any() && middle_[active].tiles.tiles > 0; }
 
   // Pieces of the first half: silu(gate x) * (up x) of some rows and columns of an expert; x [tokens, hidden].
   int64_t pieces() const { return static_cast<int64_t>(pieces_.size()); }
   void gate_and_up(int64_t piece, const uint16_t* x) const;
+  // Between the halves: what the pieces made, as tiles.
+  void pack_middle(int threads) const;
   // sum[token][0 .. 16 n_panels) += weight * (the expert's down projection), rows of sum `stride` apart.
   void down_and_add(size_t active, int64_t panel, int n_panels, float* sum, int64_t stride) const;
 
@@ -45,10 +47,15 @@ class WideExperts {
     size_t active;
     int64_t tile, tiles, panel, panels;
   };
+  struct Middle {
+    uint16_t* rows;  // [rows of the expert][inner, padded to a panel], bf16
+    WideRows tiles;  // none where the expert is not wide
+  };
+  int64_t width() const { return layer_.gate_panels * kLanes; }
 
   const PackedLayer& layer_;
   const Routing& routing_;
-  std::vector<WideRows> middle_;  // of each active expert; no tiles where it is not wide
+  std::vector<Middle> middle_;  // of each active expert
   std::vector<Piece> pieces_;
 };
 

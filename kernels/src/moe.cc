@@ -175,6 +175,7 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
   // 0 too.
   const Activations act = scratch_activations(1, narrow.empty() ? 0 : routing.pairs(), width, group);
   quantize_narrow(routing, wide, middle, width, act, used);
+  wide.pack_middle(used);
 
   const int64_t some = tokens <= kFewTokens ? tile.alone : tile.panels;
   const int64_t each = some * (wide.any() ? kWideUnits : 1), stride = each * kLanes;

@@ -22,7 +22,7 @@ namespace {
 
 using namespace pio::avx512;
 
-constexpr int64_t kPanelBytes = kByteBlockTiles * kTileBytes;  // of a block's 512 columns, unpacked
+constexpr int64_t kPanelBytes = ByteRows::kBlockTiles * kTileBytes;  // of a block's 512 columns, unpacked
 
 PIO_INLINE __m512i words(int x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
 
@@ -67,8 +67,9 @@ PIO_INLINE void unpack_half(const uint8_t* from, __m512i factor, char* out) {
 
 // A block of a panel's columns; what is beyond them becomes zero. Returns what a byte of one counts in each row.
 F32 unpack_block(const Packed& w, int64_t panel, int64_t block, int64_t chunks, char* out) {
-  const int64_t per_group = w.group / 32, first = block * kByteBlockTiles * kByteColumns / w.group;
-  const int64_t fit = chunks * kByteColumns / w.group, left = w.groups() - first, groups = left < fit ? left : fit;
+  const int64_t per_group = w.group / 32, first = block * kWideColumns / w.group;
+  const int64_t fit = chunks * ByteRows::kColumns / w.group, left = w.groups() - first,
+                groups = left < fit ? left : fit;
   const uint8_t* from = w.data + panel * w.panel_bytes() + first * w.group_bytes();
   const uint16_t* scales = w.scales + (panel * w.groups() + first) * kLanes;
   const BlockScales s(scales, groups);
@@ -170,8 +171,8 @@ Coarse pack_coarse(const uint16_t* row, int64_t n, int64_t chunks, char* out) {
   const float inverse = usable ? 127.0f / m : 0.0f;
   F32 squares = set(0.0f);
   for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t i = 0; i < kByteColumns; i += 16) {
-      const int64_t from = c * kByteColumns + i, left = n - from;
+    for (int64_t i = 0; i < ByteRows::kColumns; i += 16) {
+      const int64_t from = c * ByteRows::kColumns + i, left = n - from;
       const F32 x = left < 1 ? set(0.0f) : load_bf16_n(row + from, static_cast<int>(left < 16 ? left : 16));
       const F32 y = usable ? mul(x, set(inverse)) : set(0.0f);
       squares = fma(y, y, squares);
@@ -184,8 +185,8 @@ Coarse pack_coarse(const uint16_t* row, int64_t n, int64_t chunks, char* out) {
 // What the int8 at `coarse` left over of a row.
 void pack_fine(const uint16_t* row, int64_t n, float inverse, const char* coarse, int64_t chunks, char* out) {
   for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t i = 0; i < kByteColumns; i += 16) {
-      const int64_t from = c * kByteColumns + i, left = n - from;
+    for (int64_t i = 0; i < ByteRows::kColumns; i += 16) {
+      const int64_t from = c * ByteRows::kColumns + i, left = n - from;
       const F32 x = left < 1 ? set(0.0f) : load_bf16_n(row + from, static_cast<int>(left < 16 ? left : 16));
       const F32 whole = to_f32(load_i8(reinterpret_cast<const int8_t*>(coarse + c * kTileBytes + i)));
       const F32 rest = mul(sub(mul(x, set(inverse)), whole), set(kFineUnits));
@@ -227,14 +228,14 @@ void pack_block(const uint16_t* const* rows, int count, int64_t from, int64_t n,
 
 void pack_byte_rows(const uint16_t* const* rows, int count, int64_t cols, const ByteRows& out, int64_t tile) {
   for (int64_t block = 0; block < out.blocks(); ++block) {
-    const int64_t from = block * kByteBlockTiles * kByteColumns, left = cols - from;
-    const int64_t most = out.chunks_of(block) * kByteColumns;
+    const int64_t from = block * kWideColumns, left = cols - from;
+    const int64_t most = out.chunks_of(block) * ByteRows::kColumns;
     pack_block(rows, count, from, left < most ? left : most, out, block, tile);
   }
 }
 
-void multiply_byte_block(const Packed& w, const int64_t* panels, int n_panels, int64_t block, const ByteRows& x,
-                         int64_t first, int64_t n, float* sums) {
+void multiply_byte_rows(const Packed& w, const int64_t* panels, int n_panels, int64_t block, const ByteRows& x,
+                        int64_t first, int64_t n, float* sums) {
   alignas(64) char unpacked[2 * kPanelBytes];
   F32 units[2];
   for (int p = 0; p < n_panels; ++p)
@@ -249,19 +250,9 @@ void multiply_byte_block(const Packed& w, const int64_t* panels, int n_panels, i
 }  // namespace pio::amx
 
 PIO_TARGET_END
-
-namespace pio {
-void pack_wide(const uint16_t* const* rows, int count, int64_t cols, const ByteRows& out, int64_t tile) {
-  amx::pack_byte_rows(rows, count, cols, out, tile);
-}
-void multiply_wide(const Packed& w, const int64_t* panels, int n_panels, int64_t block, const ByteRows& x,
-                   int64_t first, int64_t n, float* sums) {
-  amx::multiply_byte_block(w, panels, n_panels, block, x, first, n, sums);
-}
-}  // namespace pio
 #else
-namespace pio {  // never called: amx_in_use() is false
-void pack_wide(const uint16_t* const*, int, int64_t, const ByteRows&, int64_t) {}
-void multiply_wide(const Packed&, const int64_t*, int, int64_t, const ByteRows&, int64_t, int64_t, float*) {}
-}  // namespace pio
+namespace pio::amx {  // never called: amx_in_use() is false
+void pack_byte_rows(const uint16_t* const*, int, int64_t, const ByteRows&, int64_t) {}
+void multiply_byte_rows(const Packed&, const int64_t*, int, int64_t, const ByteRows&, int64_t, int64_t, float*) {}
+}  // namespace pio::amx
 #endif

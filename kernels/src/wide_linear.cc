@@ -1,4 +1,4 @@
-// y = x W^T (+ bias) for many bf16 rows: the blocking of linear over wide.h and, for int4, wide_bytes.h.
+// y = x W^T (+ bias) for many bf16 rows: the blocking of linear over wide.h.
 //
 // Columns in blocks of 512, outermost: of the rows' 512 a second-level cache of 2 MB holds half a megabyte, of their
 // sums for all weight rows of a task up to one, and every pair of panels is unpacked once for all of them.
@@ -8,7 +8,6 @@
 
 #include "dense.h"
 #include "thread_pool.h"
-#include "wide_bytes.h"
 
 namespace pio {
 namespace {
@@ -60,8 +59,7 @@ void store_task(const Task& task, int64_t m, const float* sums, int64_t stride) 
   }
 }
 
-template <class Rows>
-void run(const Task& task, const Rows& x, int64_t m) {
+void run(const Task& task, const WideRows& x, int64_t m) {
   const WideTarget& target = *task.target;
   const int64_t stride = task.tiles * kSumsOfPair;
   float* sums = scratch_floats(1, task.pairs * stride);
@@ -74,10 +72,11 @@ void run(const Task& task, const Rows& x, int64_t m) {
   store_task(task, m, sums, stride);
 }
 
-template <class Rows>
-void multiply_all(Rows rows, const uint16_t* x, int64_t m, int64_t cols, const std::vector<WideTarget>& targets,
-                  int threads) {
-  rows.data = reinterpret_cast<char*>(scratch_floats(0, rows.bytes() / 4));
+}  // namespace
+
+void wide_linear(const uint16_t* x, int64_t m, int64_t cols, const std::vector<WideTarget>& targets, int threads) {
+  WideRows rows = wide_rows(targets[0].weight, m);
+  rows.data = reinterpret_cast<char*>(scratch_floats(0, rows.memory() / 4));
   parallel_for(rows.tiles, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const uint16_t* from[kWideTile];
@@ -90,17 +89,6 @@ void multiply_all(Rows rows, const uint16_t* x, int64_t m, int64_t cols, const s
   parallel_for(static_cast<int64_t>(tasks.size()), 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(tasks[static_cast<size_t>(i)], rows, m);
   });
-}
-
-}  // namespace
-
-void wide_linear(const uint16_t* x, int64_t m, int64_t cols, const std::vector<WideTarget>& targets, int threads) {
-  const Packed& w = targets[0].weight;
-  const int64_t tiles = ceil_div(m, kWideTile);
-  if (w.bits == 4)
-    multiply_all(ByteRows{nullptr, tiles, ceil_div(w.groups() * w.group, kByteColumns)}, x, m, cols, targets, threads);
-  else
-    multiply_all(WideRows{nullptr, tiles, wide_chunks(w)}, x, m, cols, targets, threads);
 }
 
 }  // namespace pio

@@ -1,7 +1,10 @@
-// Experts with many rows, over wide.h: gate and up with SwiGLU into tiles of bf16, which down multiplies as they are.
+// Experts with many rows, over wide.h: gate and up with SwiGLU into rows of bf16, whose tiles down multiplies.
 #include "wide_moe.h"
 
 #include <algorithm>
+
+#include "dense.h"
+#include "thread_pool.h"
 
 namespace pio {
 namespace {
@@ -20,36 +23,41 @@ WideExperts::WideExperts(const PackedLayer& layer, const Routing& routing, Dtype
     : layer_(layer), routing_(routing) {
   if (!wide_in_use(dtype, tokens)) return;
   const size_t active = routing.experts.size();
-  int64_t chunks = wide_chunks(layer.down), bytes = 0, most = 0;
+  int64_t bytes = 0, most = 0;
+  const auto row_bytes = [&](const WideRows& tiles) { return tiles.tiles * kWideTile * width() * 2; };
   for (size_t e = 0; e < active; ++e) {
     const int64_t rows = routing.first[e + 1] - routing.first[e];
-    middle_.push_back({nullptr, rows < kWideExpertRows ? 0 : ceil_div(rows, kWideTile), chunks});
-    bytes += middle_.back().bytes();
-    most += middle_.back().tiles > 0;
+    middle_.push_back({nullptr, wide_rows(layer.down, rows < kWideExpertRows ? 0 : rows)});
+    bytes += middle_.back().tiles.memory() + row_bytes(middle_.back().tiles);
+    most += middle_.back().tiles.tiles > 0;
   }
   char* memory = reinterpret_cast<char*>(scratch_floats(3, bytes / 4));
+  for (Middle& middle : middle_) {
+    middle.tiles.data = memory;
+    memory += middle.tiles.memory();
+    middle.rows = reinterpret_cast<uint16_t*>(memory);
+    memory += row_bytes(middle.tiles);
+  }
   // A piece gathers its rows of x: all panels of an expert share that, unless there would be too few pieces.
   const int64_t each = most >= 8 * threads ? layer.gate_panels : std::max<int64_t>(1, ceil_div(layer.gate_panels, 8));
   for (size_t e = 0; e < active; ++e) {
-    middle_[e].data = memory;
-    memory += middle_[e].bytes();
-    for (int64_t tile = 0; tile < middle_[e].tiles; tile += kMostTiles)
+    const int64_t tiles = middle_[e].tiles.tiles;
+    for (int64_t tile = 0; tile < tiles; tile += kMostTiles)
       for (int64_t panel = 0; panel < layer.gate_panels; panel += each)
         pieces_.push_back(
-            {e, tile, std::min(kMostTiles, middle_[e].tiles - tile), panel, std::min(each, layer.gate_panels - panel)});
+            {e, tile, std::min(kMostTiles, tiles - tile), panel, std::min(each, layer.gate_panels - panel)});
   }
 }
 
 void WideExperts::gate_and_up(int64_t index, const uint16_t* x) const {
   const Piece& piece = pieces_[static_cast<size_t>(index)];
-  const WideRows& middle = middle_[piece.active];
   const Packed w = expert_of(layer_.gate_up, routing_.experts[piece.active], 2 * layer_.gate_panels);
   const int64_t from = routing_.first[piece.active] + piece.tile * kWideTile, end = routing_.first[piece.active + 1];
   const auto count_of = [&](int64_t i) {
     return static_cast<int>(std::min<int64_t>(kWideTile, end - from - i * kWideTile));
   };
-  WideRows in{nullptr, piece.tiles, wide_chunks(w)};
-  in.data = reinterpret_cast<char*>(scratch_floats(4, in.bytes() / 4));
+  WideRows in = wide_rows(w, piece.tiles * kWideTile);
+  in.data = reinterpret_cast<char*>(scratch_floats(4, in.memory() / 4));
   for (int64_t i = 0; i < piece.tiles; ++i) {
     const uint16_t* rows[kWideTile];
     for (int t = 0; t < count_of(i); ++t)
@@ -64,17 +72,30 @@ void WideExperts::gate_and_up(int64_t index, const uint16_t* x) const {
     for (int64_t i = 0; i < piece.tiles; ++i) {
       const float* gate = sums + i * 2 * kTileSums;
       swiglu_rows(gate, gate + kTileSums, count_of(i), y, kLanes);
-      pack_wide_sums(y, count_of(i), panel, middle, piece.tile + i);
+      store_rows(y, count_of(i), nullptr, middle_[piece.active].rows, Dtype::bf16,
+                 (piece.tile + i) * kWideTile * width() + panel * kLanes, width(), kLanes);
     }
   }
-  if (piece.panel + piece.panels < layer_.gate_panels) return;
-  // What pads the columns to a group: its weights are zero, so it must be finite.
-  for (int64_t panel = layer_.gate_panels; panel < 2 * middle.chunks; ++panel)
-    for (int64_t i = 0; i < piece.tiles; ++i) pack_wide_sums(y, 0, panel, middle, piece.tile + i);
+}
+
+void WideExperts::pack_middle(int threads) const {
+  if (!any()) return;
+  std::vector<int64_t> first = {0};  // tile of each expert, numbered through all
+  for (const Middle& middle : middle_) first.push_back(first.back() + middle.tiles.tiles);
+  parallel_for(first.back(), 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const size_t e = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), i) - first.begin()) - 1;
+      const int64_t tile = i - first[e], rows = routing_.first[e + 1] - routing_.first[e];
+      const uint16_t* from[kWideTile];
+      const int count = static_cast<int>(std::min<int64_t>(kWideTile, rows - tile * kWideTile));
+      for (int t = 0; t < count; ++t) from[t] = middle_[e].rows + (tile * kWideTile + t) * width();
+      pack_wide(from, count, layer_.down.cols, middle_[e].tiles, tile);
+    }
+  });
 }
 
 void WideExperts::down_and_add(size_t active, int64_t panel, int n_panels, float* sum, int64_t stride) const {
-  const WideRows& middle = middle_[active];
+  const WideRows& middle = middle_[active].tiles;
   const Packed w = expert_of(layer_.down, routing_.experts[active], layer_.down_panels);
   const int64_t panels[2] = {panel, panel + 1}, end = routing_.first[active + 1];
   for (int64_t tile = 0; tile < middle.tiles; tile += kMostTiles) {
