@@ -119,12 +119,14 @@ void multiply_chunks(const char* x, const char* x1, const char* w, int64_t chunk
 template <int J, bool fine>
 void add_block(const int32_t* coarse, const int32_t* rest, const float* scales, const F32* units, bool first,
                float* sums) {
+  F32 own[J];
+  for (int j = 0; j < J; ++j) own[j] = units[j];
   for (int t = 0; t < kWideTile; ++t)
     for (int j = 0; j < J; ++j) {
       const int at = (j * kWideTile + t) * kLanes;
       F32 y = to_f32(load_i32(coarse + at));
       if constexpr (fine) y = fma(to_f32(load_i32(rest + at)), set(1.0f / kFineUnits), y);
-      const F32 unit = mul(units[j], set(scales[t]));
+      const F32 unit = mul(own[j], set(scales[t]));
       store(sums + at, first ? mul(y, unit) : fma(y, unit, load(sums + at)));
     }
 }
@@ -154,43 +156,50 @@ void multiply_rows(const ByteRows& x, int64_t block, int64_t first, int64_t n, c
   }
 }
 
-// Columns [from, from + n) of a row as int8 at `out`, 64 of every kTileBytes. Returns the scale and whether a second
-// part is worth it.
+// Sixteen of n values of a row, zeros beyond.
+PIO_INLINE F32 sixteen(const uint16_t* row, int64_t n, int64_t from) {
+  if (from + 16 <= n) return load_bf16(row + from);
+  return from < n ? load_bf16_n(row + from, static_cast<int>(n - from)) : set(0.0f);
+}
+
+// Columns of a row as int8: 64 of every kTileBytes.
 struct Coarse {
   float scale, inverse;
-  bool fine;
+  bool fine;  // whether a second part is worth it
 };
 Coarse pack_coarse(const uint16_t* row, int64_t n, int64_t chunks, char* out) {
-  I32 most = set_i32(0);  // as bits, so that a NaN is the largest of all
-  for (int64_t i = 0; i < n; i += 16)
-    most = max(most, magnitude_bits(load_bf16_n(row + i, static_cast<int>(n - i < 16 ? n - i : 16))));
-  const int32_t bits = largest(most);
+  __m512i most = _mm512_setzero_si512();  // as bits, so that a NaN is the largest of all
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) most = _mm512_max_epu16(most, _mm512_and_si512(load_pairs(row + i).v, words(0x7FFF)));
+  most = _mm512_max_epu16(most, _mm512_and_si512(load_pairs_n(row + i, static_cast<int>(n - i)).v, words(0x7FFF)));
+  const I32 wide = max(I32{_mm512_slli_epi32(most, 16)}, I32{_mm512_andnot_si512(_mm512_set1_epi32(0xFFFF), most)});
+  const int32_t bits = largest(wide);
   float m;
   std::memcpy(&m, &bits, 4);
   const bool usable = m > 1e-36f && m < 3e38f;
   const float inverse = usable ? 127.0f / m : 0.0f;
+  if (!usable) {
+    for (int64_t c = 0; c < chunks; ++c) _mm512_storeu_si512(out + c * kTileBytes, _mm512_setzero_si512());
+    return {m / 127.0f, inverse, false};
+  }
   F32 squares = set(0.0f);
   for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t i = 0; i < ByteRows::kColumns; i += 16) {
-      const int64_t from = c * ByteRows::kColumns + i, left = n - from;
-      const F32 x = left < 1 ? set(0.0f) : load_bf16_n(row + from, static_cast<int>(left < 16 ? left : 16));
-      const F32 y = usable ? mul(x, set(inverse)) : set(0.0f);
+    for (int64_t k = 0; k < ByteRows::kColumns; k += 16) {
+      const F32 y = mul(sixteen(row, n, c * ByteRows::kColumns + k), set(inverse));
       squares = fma(y, y, squares);
-      store_i8(reinterpret_cast<int8_t*>(out + c * kTileBytes + i), to_i32(y));
+      store_i8(reinterpret_cast<int8_t*>(out + c * kTileBytes + k), to_i32(y));
     }
-  const bool fine = usable && 127.0f * 127.0f * static_cast<float>(n) > kCoarseSquare * sum(squares);
-  return {m / 127.0f, inverse, fine};
+  return {m / 127.0f, inverse, 127.0f * 127.0f * static_cast<float>(n) > kCoarseSquare * sum(squares)};
 }
 
 // What the int8 at `coarse` left over of a row.
 void pack_fine(const uint16_t* row, int64_t n, float inverse, const char* coarse, int64_t chunks, char* out) {
   for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t i = 0; i < ByteRows::kColumns; i += 16) {
-      const int64_t from = c * ByteRows::kColumns + i, left = n - from;
-      const F32 x = left < 1 ? set(0.0f) : load_bf16_n(row + from, static_cast<int>(left < 16 ? left : 16));
-      const F32 whole = to_f32(load_i8(reinterpret_cast<const int8_t*>(coarse + c * kTileBytes + i)));
-      const F32 rest = mul(sub(mul(x, set(inverse)), whole), set(kFineUnits));
-      store_i8(reinterpret_cast<int8_t*>(out + c * kTileBytes + i), to_i32(rest));
+    for (int64_t k = 0; k < ByteRows::kColumns; k += 16) {
+      const int64_t at = c * kTileBytes + k;
+      const F32 y = mul(sixteen(row, n, c * ByteRows::kColumns + k), set(inverse));
+      const F32 rest = sub(y, to_f32(load_i8(reinterpret_cast<const int8_t*>(coarse + at))));
+      store_i8(reinterpret_cast<int8_t*>(out + at), to_i32(mul(rest, set(kFineUnits))));
     }
 }
 
