@@ -9,9 +9,9 @@
 namespace pio {
 namespace {
 
-// From how many rows of its own an expert is unpacked. One core, busy machine, experts of 2048 x 768 in int4 g32: 16
-// rows 8.7 ms with int8 activations and 8.8 so, 24 rows 9.6 and 8.4 (12.9 and 13.5 while others used the caches), 32
-// rows 16.7 and 15.3, 64 rows 31.0 and 23.5.
+// From how many rows of its own an expert is unpacked. Measured with bf16 tiles; with int8 ones fewer might do. One
+// core, busy machine, experts of 2048 x 768 in int4 g32: 16 rows 8.7 ms with int8 activations and 8.8 so, 24 rows 9.6
+// and 8.4 (12.9 and 13.5 while others used the caches), 32 rows 16.7 and 15.3, 64 rows 31.0 and 23.5.
 constexpr int64_t kWideExpertRows = 32;
 constexpr int64_t kMostTiles = 32;  // of 16 rows in a piece: their 512 columns stay in the second-level cache
 
