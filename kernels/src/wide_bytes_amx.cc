@@ -86,7 +86,7 @@ F32 unpack_block(const Packed& w, int64_t panel, int64_t block, int64_t chunks, 
 }
 
 // Sums of I tiles of activations by J panels, [I][J][16 rows][16]. The activations pass through once per block and must
-// not push the weights out of the first-level cache: stream loads, as in wide_amx.cc.
+// not push the weights out of the first-level cache: stream loads, as in wide_bf16_amx.cc.
 template <int I, int J>
 void multiply_chunks(const char* x, const char* x1, const char* w, int64_t chunks, int32_t* sums) {
   constexpr int kTile = 256;
