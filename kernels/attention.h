@@ -4,12 +4,19 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "piece.h"
+#include "thread_pool.h"
+
 namespace pio {
 
 constexpr int64_t kTile = 64;   // tokens: 4 KB of probabilities for 8 rows stay in the first-level cache
 constexpr int kRows = 32;       // query rows of a unit
 constexpr int kMostRows = 128;  // the same where tiles multiply
 constexpr int kMostSplits = 16;
+constexpr int64_t kStretch = 256;  // tokens worth a unit of their own
+// Multiply-adds for which shorter ones are, in a history of few stretches: 256 tokens of four rows of 128 + 128 values.
+constexpr int64_t kLeastWork = 1 << 18;
+constexpr int64_t kFewSplits = 4;
 constexpr float kHidden = -1e30f;  // score of a token that a row must not see; finite, so that no NaN arises
 
 // load(kEdge + 16 - n) is n zeros, then kHidden.
@@ -34,8 +41,18 @@ struct Plan {
   int64_t stretch;                   // tokens of history per unit, a multiple of kTile
 };
 
-// Splits the history only when there are too few units to share out, and never below 256 tokens a piece. Depends on
-// shapes alone, so that the result does too.
+// Splits of a history that are worth it. A tile is enough for the 20 heads that share MLA's latents; each begins with
+// packing their queries, so a long history is not cut that finely.
+template <class Attention>
+int64_t worthy_splits(const Attention& a, int64_t rows) {
+  int64_t per_token = a.value_dim;
+  for (int i = 0; i < a.parts; ++i) per_token += a.key[i].dim;
+  const int64_t least = std::max(kLeastWork / (per_token * std::min(rows, a.queries * a.group)), kTile);
+  return std::max(a.length / kStretch, std::min(kFewSplits, a.length / least));
+}
+
+// Splits the history only when there are too few units to share out. Depends on shapes alone, so that the result does
+// too.
 template <class Attention>
 Plan plan(const Attention& a, int64_t batch, int64_t rows = kRows) {
   Plan p;
@@ -43,7 +60,7 @@ Plan plan(const Attention& a, int64_t batch, int64_t rows = kRows) {
   p.row_blocks = (a.queries * a.group + rows - 1) / rows;
   const int64_t units = batch * a.kv_heads * p.row_blocks;
   const int64_t wanted =
-      std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), a.length / 256);
+      std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), worthy_splits(a, rows));
   const int64_t splits = std::max<int64_t>(1, wanted);
   p.stretch = (a.length + splits * kTile - 1) / (splits * kTile) * kTile;
   p.splits = p.stretch > 0 ? (a.length + p.stretch - 1) / p.stretch : 1;  // an empty history is one empty stretch
@@ -63,6 +80,20 @@ Unit unit_of(const Attention& a, const Plan& p, int64_t place, int64_t split) {
   u.from = split * p.stretch;
   u.to = std::min(u.from + p.stretch, seen);
   return u;
+}
+
+// finish(place, begin, end) for rows [begin, end) of every place; a row is made of `floats` values.
+template <class Finish>
+void finish_places(int64_t places, int64_t rows, int64_t floats, int threads, const Finish& finish) {
+  constexpr int64_t kTogether = 8;
+  const int64_t pieces = (rows + kTogether - 1) / kTogether;
+  const int64_t grain = std::max<int64_t>(1, kPieceBytes / (kTogether * floats * 4));
+  parallel_for(places * pieces, grain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % pieces * kTogether;
+      finish(i / pieces, first, first + kTogether);
+    }
+  });
 }
 
 }  // namespace pio

@@ -7,9 +7,10 @@ namespace pio::amx {
 
 using namespace pio::avx512;
 
-// Fetches the memory of the tile after the next, a share at a time: evenly, so that the memory always has something to
-// do, and in several streams side by side, each in the order of addresses, as the machine's own prefetchers want them
-// (kernels/README.md). To the second-level cache: the first has no room for two tiles.
+// Fetches the memory of the tile after the next, a share at a time (the first tile of a unit that of the next as well):
+// evenly, so that the memory always has something to do, and in several streams side by side, each in the order of
+// addresses, as the machine's own prefetchers want them (kernels/README.md). To the second-level cache: the first has
+// no room for two tiles.
 constexpr int64_t kAheadTokens = 2 * kTile;
 
 struct Fetcher {
@@ -18,7 +19,7 @@ struct Fetcher {
     const char* p;
     int64_t stream, stride, rows, bytes;  // from stream to stream, from row to row; rows of a stream, bytes of a row
   };
-  Run runs[6];
+  Run runs[8];
   int count = 0, now = 0;
   int64_t at = 0, lines = 0, owed = 0;
 
@@ -32,6 +33,8 @@ struct Fetcher {
     if (stride == bytes) bytes *= rows, rows = 1;
     runs[count++] = {static_cast<const char*>(memory), stream, stride, rows, bytes};
   }
+
+  void fetch_rest() { fetch(2 * lines + 64 * kStreams); }
 
   // Lines of each of `events`, which get `percent` of all.
   int64_t share(int percent, int64_t events) const { return (lines * percent + 100 * events - 1) / (100 * events); }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <mutex>
@@ -48,7 +49,7 @@ class Pool {
   int workers() const { return static_cast<int>(threads_.size()); }
 
  private:
-  void set_job(int64_t count, int64_t grain, RangeFunction function, void* context);
+  void set_job(int64_t count, int64_t grain, int threads, RangeFunction function, void* context);
   void run_on_workers(int threads);
   void grow(int workers);
   void work(int index);
@@ -60,9 +61,30 @@ class Pool {
   // The job. Written only while it is closed and nobody is inside.
   RangeFunction function_ = nullptr;
   void* context_ = nullptr;
-  int64_t count_ = 0, grain_ = 1;
+  int64_t grain_ = 1;
   int limit_ = 0;  // workers that may join
-  alignas(64) std::atomic<int64_t> next_{0};
+  int lanes_in_use_ = 0;
+  // Neighbouring pieces, for one thread until it has done them, then for any: memory is read in long stretches, and
+  // what a thread fetched ahead of itself it mostly needs.
+  struct Lane {
+    alignas(64) std::atomic<int64_t> next{0};
+    int64_t end = 0;
+
+    // Takes up to `grain` pieces from `begin` on. The last ones are handed out by halves, so that threads end together.
+    int64_t take(int64_t grain, int64_t& begin) {
+      begin = next.load(std::memory_order_relaxed);
+      int64_t count;
+      do {
+        const int64_t left = end - begin;
+        if (left <= 0) return 0;
+        count = std::min(left, left >= 3 * grain ? grain : (grain + 1) / 2);
+      } while (!next.compare_exchange_weak(begin, begin + count, std::memory_order_relaxed));
+      return count;
+    }
+  };
+  static constexpr int kMostLanes = 64;
+  std::array<Lane, kMostLanes> lanes_;
+  alignas(64) std::atomic<int> arrived_{0};
   // A worker first enters (inside_ + 1), then looks whether the job is open; the caller first closes it, then waits
   // for inside_ = 0. All of it sequentially consistent: one of the two sees the other. So nobody waits for a worker
   // that has not woken up in time.
@@ -72,10 +94,11 @@ class Pool {
 };
 
 void Pool::drain() {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    function_(context_, begin, std::min(begin + grain_, count_));
+  const int own = arrived_.fetch_add(1, std::memory_order_relaxed);
+  for (int i = 0; i < lanes_in_use_; ++i) {
+    Lane& lane = lanes_[static_cast<size_t>((own + i) % lanes_in_use_)];
+    int64_t begin;
+    while (const int64_t count = lane.take(grain_, begin)) function_(context_, begin, begin + count);
   }
 }
 
@@ -102,12 +125,17 @@ void Pool::grow(int workers) {
   }
 }
 
-void Pool::set_job(int64_t count, int64_t grain, RangeFunction function, void* context) {
+void Pool::set_job(int64_t count, int64_t grain, int threads, RangeFunction function, void* context) {
   function_ = function;
   context_ = context;
-  count_ = count;
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
+  lanes_in_use_ = static_cast<int>(std::min<int64_t>({threads, kMostLanes, (count + grain - 1) / grain}));
+  for (int i = 0; i < lanes_in_use_; ++i) {
+    Lane& lane = lanes_[static_cast<size_t>(i)];
+    lane.next.store(count * i / lanes_in_use_, std::memory_order_relaxed);
+    lane.end = count * (i + 1) / lanes_in_use_;
+  }
+  arrived_.store(0, std::memory_order_relaxed);
 }
 
 void Pool::run_on_workers(int threads) {
@@ -125,7 +153,7 @@ void Pool::run_on_workers(int threads) {
 bool Pool::try_run(int64_t count, int64_t grain, int threads, RangeFunction function, void* context) {
   std::unique_lock<std::mutex> mine(busy_, std::try_to_lock);
   if (!mine.owns_lock()) return false;
-  set_job(count, grain, function, context);
+  set_job(count, grain, threads, function, context);
   const OpenmpParallel openmp = borrowed();
   if (openmp)
     openmp([](void* pool) { static_cast<Pool*>(pool)->drain(); }, this, static_cast<unsigned>(threads), 0);

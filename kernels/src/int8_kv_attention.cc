@@ -167,11 +167,11 @@ void attend(const Int8Attention& a, const Unit& u, const Scratch& s) {
   }
 }
 
-// Output rows of one unit's place from the stretches of its history. A row that saw nothing gives zeros.
-void finish_rows(const Int8Attention& a, const Unit& u, const RowState* states, const float* gathered, int64_t stride,
-                 int splits) {
+// Output rows [begin, end) of one unit's place from the stretches of its history. A row that saw nothing gives zeros.
+void finish_rows(const Int8Attention& a, const Unit& u, int begin, int end, const RowState* states,
+                 const float* gathered, int64_t stride, int splits) {
   const int64_t heads = a.kv_heads * a.group;
-  for (int r = 0; r < u.rows; ++r) {
+  for (int r = begin; r < end; ++r) {
     float most = kHidden, weight[kMostSplits], sum_all = 0;
     for (int p = 0; p < splits; ++p) most = states[p].most[r] > most ? states[p].most[r] : most;
     for (int p = 0; p < splits; ++p) {
@@ -198,6 +198,7 @@ void finish_rows(const Int8Attention& a, const Unit& u, const RowState* states, 
 }  // namespace pio::PIO_ISA
 #else
 #include "int8_kv_attention.h"
+#include "quant.h"
 #define PIO_FILE "src/int8_kv_attention.cc"
 #include "foreach_isa.h"
 
@@ -215,29 +216,32 @@ void run(const Int8Attention& a, int64_t batch, int threads) {
   const Plan p = plan(a, batch);
   const int64_t places = batch * a.kv_heads * p.row_blocks, stride = (a.value_dim + 15) / 16 * 16;
   const int64_t room = kRows * stride;
-  std::vector<RowState> states(static_cast<size_t>(p.splits > 1 ? places * p.splits : 0));
-  std::vector<float> gathered(static_cast<size_t>(p.splits > 1 ? places * p.splits * room : 0));
+  const bool alone = p.splits == 1;
+  std::vector<RowState> states(static_cast<size_t>(alone ? 0 : places * p.splits));
+  float* gathered = alone ? nullptr : scratch_floats(0, places * p.splits * room);
   const int64_t bytes = a.length * a.kv_heads * batch * (a.key[0].dim + a.value_dim);
   const int used = bytes * std::max<int64_t>(1, a.queries / 16) < kPieceBytes ? 1 : threads;
   const auto attend = amx_in_use() ? amx_attend_int8 : PIO_CALL(attend);
   parallel_for(places * p.splits, 1, used, [&](int64_t begin, int64_t end) {
     QueryMemory memory(a);
     RowState own_state;
-    std::vector<float> own(static_cast<size_t>(p.splits > 1 ? 0 : room));
+    float* own = alone ? scratch_floats(1, room) : nullptr;
     for (int64_t i = begin; i < end; ++i) {
       const Unit u = unit_of(a, p, i / p.splits, i % p.splits);
-      const bool alone = p.splits == 1;
       const Scratch s{memory.parts, alone ? &own_state : &states[static_cast<size_t>(i)],
-                      alone ? own.data() : gathered.data() + i * room, stride};
+                      alone ? own : gathered + i * room, stride};
       PIO_CALL(take_queries)(a, u, s.query);
       attend(a, u, s);
-      if (alone) PIO_CALL(finish_rows)(a, u, &own_state, own.data(), stride, 1);
+      if (alone) PIO_CALL(finish_rows)(a, u, 0, u.rows, &own_state, own, stride, 1);
     }
   });
-  if (p.splits == 1) return;
-  for (int64_t place = 0; place < places; ++place)
-    PIO_CALL(finish_rows)(a, unit_of(a, p, place, 0), &states[static_cast<size_t>(place * p.splits)],
-                          gathered.data() + place * p.splits * room, stride, static_cast<int>(p.splits));
+  if (alone) return;
+  finish_places(places, kRows, p.splits * stride, threads, [&](int64_t place, int64_t begin, int64_t end) {
+    const Unit u = unit_of(a, p, place, 0);
+    PIO_CALL(finish_rows)(a, u, static_cast<int>(begin), std::min(u.rows, static_cast<int>(end)),
+                          &states[static_cast<size_t>(place * p.splits)], gathered + place * p.splits * room, stride,
+                          static_cast<int>(p.splits));
+  });
 }
 
 }  // namespace

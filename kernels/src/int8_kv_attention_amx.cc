@@ -83,7 +83,6 @@ struct Int8Walk {
   }
 
   void fetch_from(int64_t t) {
-    fetcher.start();
     if (t >= a.length) return;
     const int64_t n = (std::min(kTile, a.length - t) + 15) / 16 * 16;
     for (int part = 0; part < a.parts; ++part) {
@@ -292,10 +291,15 @@ struct Int8Walk {
     std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(u.rows * s.stride));
     std::memset(p, 0, sizeof p);
     std::memset(packed, 0, sizeof packed);
+    fetcher.start();
+    fetch_from(u.from);
+    fetcher.fetch_rest();
     take_queries();
     configure();
     for (int64_t t = u.from; t < u.to; t += kTile) {
       const int count = static_cast<int>(std::min<int64_t>(kTile, u.to - t)), blocks = (count + kSide - 1) / kSide;
+      fetcher.start();
+      if (t == u.from) fetch_from(t + kTile);
       fetch_from(t + kAheadTokens);
       for (int part = 0; part < a.parts; ++part)
         for (int b = 0; b < blocks; b += kAtOnce) score(part, b, blocks, t);

@@ -182,14 +182,14 @@ void attend_dense(const KvAttention& a, const Unit& u, const KvScratch& s) {
   a.dtype == Dtype::f32 ? attend_dense_of<Float32>(a, u, s) : attend_dense_of<Bf16>(a, u, s);
 }
 
-// Output rows of one unit's place from the stretches of its history, `room` floats apart. A row that saw nothing gives
-// zeros.
+// Output rows [begin, end) of one unit's place from the stretches of its history, `room` floats apart. A row that saw
+// nothing gives zeros.
 template <class E>
-void finish_dense_of(const KvAttention& a, const Unit& u, const RowState* states, const float* gathered, int64_t stride,
-                     int64_t room, int splits) {
+void finish_dense_of(const KvAttention& a, const Unit& u, int begin, int end, const RowState* states,
+                     const float* gathered, int64_t stride, int64_t room, int splits) {
   using Type = typename E::Type;
   const int64_t heads = a.kv_heads * a.group;
-  for (int r = 0; r < u.rows; ++r) {
+  for (int r = begin; r < end; ++r) {
     float most = kHidden, weight[kMostSplits], sum_all = 0;
     for (int p = 0; p < splits; ++p) most = states[p].most[r] > most ? states[p].most[r] : most;
     for (int p = 0; p < splits; ++p) {
@@ -211,10 +211,10 @@ void finish_dense_of(const KvAttention& a, const Unit& u, const RowState* states
   }
 }
 
-void finish_dense(const KvAttention& a, const Unit& u, const RowState* states, const float* gathered, int64_t stride,
-                  int64_t room, int splits) {
-  a.dtype == Dtype::f32 ? finish_dense_of<Float32>(a, u, states, gathered, stride, room, splits)
-                        : finish_dense_of<Bf16>(a, u, states, gathered, stride, room, splits);
+void finish_dense(const KvAttention& a, const Unit& u, int begin, int end, const RowState* states,
+                  const float* gathered, int64_t stride, int64_t room, int splits) {
+  a.dtype == Dtype::f32 ? finish_dense_of<Float32>(a, u, begin, end, states, gathered, stride, room, splits)
+                        : finish_dense_of<Bf16>(a, u, begin, end, states, gathered, stride, room, splits);
 }
 
 }  // namespace pio::PIO_ISA
@@ -277,13 +277,16 @@ void run(const KvAttention& a, int64_t batch, int threads) {
       s.state = alone ? &own_state : &states[static_cast<size_t>(i)];
       if (!alone) s.gathered = gathered + i * room;
       attend(a, u, s);
-      if (alone) PIO_CALL(finish_dense)(a, u, s.state, s.gathered, stride, room, 1);
+      if (alone) PIO_CALL(finish_dense)(a, u, 0, u.rows, s.state, s.gathered, stride, room, 1);
     }
   });
   if (alone) return;
-  for (int64_t place = 0; place < places; ++place)
-    PIO_CALL(finish_dense)(a, unit_of(a, p, place, 0), &states[static_cast<size_t>(place * p.splits)],
-                           gathered + place * p.splits * room, stride, room, static_cast<int>(p.splits));
+  finish_places(places, rows, p.splits * stride, threads, [&](int64_t place, int64_t begin, int64_t end) {
+    const Unit u = unit_of(a, p, place, 0);
+    PIO_CALL(finish_dense)(a, u, static_cast<int>(begin), std::min(u.rows, static_cast<int>(end)),
+                           &states[static_cast<size_t>(place * p.splits)], gathered + place * p.splits * room, stride,
+                           room, static_cast<int>(p.splits));
+  });
 }
 
 }  // namespace

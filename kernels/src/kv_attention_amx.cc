@@ -73,9 +73,10 @@ struct Walk {
     load_shapes(shapes);
   }
 
-  // [row tile][chunk of 32 elements][pair of elements][row].
+  // [row tile][chunk of 32 elements][pair of elements][row]. Meanwhile the unit's first tile comes.
   void pack_queries() {
     char* out = s.queries;
+    const int64_t share = fetcher.share(100, strips * T * width / 32);
     for (int first = 0; first < strips * kStrip; first += kSide) {
       int64_t query[kSide], head[kSide];
       for (int j = 0; j < kSide; ++j) {
@@ -93,6 +94,7 @@ struct Walk {
             lanes[j] = as_lanes(load_pairs_n(q + head[j] * k.q_head + query[j] * k.q_token + i, n));
           transpose_lanes(lanes);
           for (int j = 0; j < kSide; ++j) store(reinterpret_cast<float*>(out + 64 * j), lanes[j]);
+          fetcher.fetch(share);
         }
       }
     }
@@ -107,7 +109,6 @@ struct Walk {
 
   // A tile from token t on, where there is one. Latents that are keys and values are fetched once.
   void fetch_from(int64_t t) {
-    fetcher.start();
     if (t >= a.length) return;
     const int64_t rows = std::min(kTile, a.length - t);
     for (int part = 0; part < a.parts; ++part)
@@ -315,6 +316,8 @@ struct Walk {
     const int count = static_cast<int>(std::min<int64_t>(kTile, u.to - t));
     const bool whole = lies_whole(t, count);
     if (!whole) copy_keys(t, count);
+    fetcher.start();
+    if (t == u.from) fetch_from(t + kTile);
     fetch_from(t + kAheadTokens);
     const int first = blind(t);
     for (int strip = first; strip < strips; ++strip) {
@@ -328,9 +331,12 @@ struct Walk {
   void all() {
     start_rows(*s.state, sums, (u.rows + 3) / 4 * 4);
     std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(strips * kStrip * s.stride));
-    std::memset(p, 0, sizeof p);
+    std::memset(p, 0, sizeof p[0] * static_cast<size_t>(strips));
     configure();
+    fetcher.start();
+    fetch_from(u.from);
     pack_queries();
+    fetcher.fetch_rest();
     memory_is_used(s.queries);
     for (int64_t t = u.from; t < u.to; t += kTile) tile(t);
     _tile_release();

@@ -47,7 +47,7 @@ struct Target {
   Packed weight;
   const void* bias;
   void* out;
-  int64_t first_task;  // tasks are groups of panels, numbered through all targets
+  int64_t first_task;  // tasks are groups of panels (of a single row, panels), numbered through all targets
 };
 
 // Rows [begin, end) of the activations times `n_panels` panels from `panel` on.
@@ -75,23 +75,27 @@ int64_t rows_per_block(int64_t stride, int tile_rows) {
   return fit / tile_rows * tile_rows;
 }
 
+int64_t panels_of_task(const Tile& tile, int64_t m) { return m == 1 ? 1 : tile.panels; }
+
 void multiply_all(const std::vector<Target>& targets, int64_t tasks, const Activations& a, int64_t m, Dtype dtype,
                   int threads) {
   const Tile tile = current_tile(targets[0].weight.group);
   const int64_t block = rows_per_block(a.stride(), tile.rows), blocks = ceil_div(m, block);
-  // A piece of work: about 64 KB of weights at one row, so that handing out costs less than 1 %, and a single group of
-  // panels in a batch.
-  const int64_t each = m == 1 ? tile.alone : tile.panels;  // panels of a task
+  // A piece of work: about 64 KB of weights at one row, so that handing out costs less than 1 %, but as many panels as
+  // meet it at a time; and a single group of panels in a batch.
+  const int64_t each = panels_of_task(tile, m), together = m == 1 ? tile.alone : 1;  // panels of a task, tasks at once
   const int64_t task_bytes = targets[0].weight.panel_bytes() * each;
   const int64_t grain =
-      m > 8 ? 1 : std::clamp<int64_t>((64 << 10) / task_bytes, 1, std::max<int64_t>(1, tasks / (4 * threads)));
+      m > 8 ? 1 : std::max<int64_t>(std::min((64 << 10) / task_bytes, tasks / (4 * threads)) / together, 1) * together;
   parallel_for(tasks * blocks, grain, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = begin, taken; i < end; i += taken) {
       const int64_t task = i % tasks, first = i / tasks * block;
       size_t j = targets.size() - 1;
       while (targets[j].first_task > task) --j;
       const int64_t panel = (task - targets[j].first_task) * each;
-      const int n = static_cast<int>(std::min<int64_t>(each, targets[j].weight.panels() - panel));
+      taken = std::min(together, end - i);
+      const int n = static_cast<int>(std::min(taken * each, targets[j].weight.panels() - panel));
+      taken = ceil_div(n, each);
       multiply_block(targets[j], tile, a, dtype, panel, n, first, std::min(first + block, m));
     }
   });
@@ -114,7 +118,7 @@ void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, 
         checked_packed("linear", targets[i], targets[i + 1], static_cast<int64_t>(targets[i + 4]), cols, bits, group);
     if (m > 0) require_address(targets[i + 3], size_of(type), "linear", "out");
     all.push_back({w, reinterpret_cast<const void*>(targets[i + 2]), reinterpret_cast<void*>(targets[i + 3]), tasks});
-    tasks += ceil_div(w.panels(), m == 1 ? tile.alone : tile.panels);
+    tasks += ceil_div(w.panels(), panels_of_task(tile, m));
     bytes += w.panels() * w.panel_bytes();
   }
   if (m == 0) return;

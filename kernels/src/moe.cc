@@ -156,18 +156,18 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
   const int64_t width = gate_panels * kLanes;
   float* middle = scratch_floats(0, narrow.empty() ? 0 : routing.pairs() * width);
   const int64_t together = tokens <= kFewTokens ? std::max(1, tile.alone / 2) : 1;
-  const int64_t units = ceil_div(gate_panels, together);
-  const int64_t pieces = wide.pieces() + static_cast<int64_t>(narrow.size()) * units;
-  parallel_for(pieces, 1, used, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+  const int64_t pieces = wide.pieces() + static_cast<int64_t>(narrow.size()) * gate_panels;
+  parallel_for(pieces, together, used, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin, n; i < end; i += n) {
       if (i < wide.pieces()) {
         wide.gate_and_up(i, reinterpret_cast<const uint16_t*>(x));
+        n = 1;
         continue;
       }
-      const int64_t j = i - wide.pieces();
-      const int64_t panel = j % units * together;
-      gate_and_up(layer, tile, routing, narrow[static_cast<size_t>(j / units)], panel,
-                  static_cast<int>(std::min(together, gate_panels - panel)), in, middle, width);
+      const int64_t j = i - wide.pieces(), panel = j % gate_panels;
+      n = std::min({together, end - i, gate_panels - panel});
+      gate_and_up(layer, tile, routing, narrow[static_cast<size_t>(j / gate_panels)], panel, static_cast<int>(n), in,
+                  middle, width);
     }
   });
 
@@ -179,10 +179,10 @@ void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Ad
 
   const int64_t some = tokens <= kFewTokens ? tile.alone : tile.panels;
   const int64_t each = some * (wide.any() ? kWideUnits : 1), stride = each * kLanes;
-  parallel_for(ceil_div(down_panels, each), 1, used, [&](int64_t begin, int64_t end) {
+  parallel_for(down_panels, each, used, [&](int64_t begin, int64_t end) {
     float* sum = scratch_floats(1, tokens * stride);
-    for (int64_t first = begin * each; first < std::min(end * each, down_panels); first += each) {
-      const int64_t last = std::min(first + each, down_panels);
+    for (int64_t first = begin; first < end; first += each) {
+      const int64_t last = std::min(first + each, end);
       std::memset(sum, 0, static_cast<size_t>(tokens * stride) * sizeof(float));
       for (size_t e = 0; e < routing.experts.size(); ++e)
         for (int64_t panel = first; panel < last; panel += some) {

@@ -17,7 +17,7 @@ struct Factors {
 
 PIO_INLINE void take_factors(const Packed& w, int64_t group, const float* x, Factors& out) {
   alignas(64) float v[kMostHeadPanels * 16];
-  alignas(64) int8_t hi[kMostHeadPanels * 16], lo[kMostHeadPanels * 16];
+  alignas(64) int8_t hi[16], lo[16];
   const int64_t panels = w.panels();
   I32 most = set_i32(0);  // as bits, so that a NaN is the largest of all
   for (int64_t p = 0; p < panels; ++p) {
@@ -31,54 +31,71 @@ PIO_INLINE void take_factors(const Packed& w, int64_t group, const float* x, Fac
   // Below 2^-100 the inverse would overflow; such a group counts as zero.
   const bool usable = m > 1e-30f && m < 3e38f;
   if (!usable) std::memset(v, 0, sizeof v);
-  split_in_two(v, 16 * panels, usable ? kIntegers / m : 0.0f, hi, lo);
-  for (int64_t p = 0; p < panels; ++p) {
-    store_bytes(out.hi[p], spread_quarters(hi + 16 * p));
-    store_bytes(out.lo[p], spread_quarters(lo + 16 * p));
+  const F32 to_integer = set(usable ? kIntegers / m : 0.0f), part = set(1.0f / 128), whole = set(-128.0f);
+  I32 all = set_i32(0);
+  for (int64_t p = 0; p < panels; ++p) {  // split_in_two, without its way through memory
+    const F32 integer = round(mul(load(v + 16 * p), to_integer)), h = round(mul(integer, part));
+    all = add(all, to_i32(integer));
+    store_i8(hi, to_i32(h));
+    store_i8(lo, to_i32(fma(h, whole, integer)));
+    store_bytes(out.hi[p], spread_quarters(hi));
+    store_bytes(out.lo[p], spread_quarters(lo));
   }
   out.scale = m / kIntegers;
-  out.zero = -(w.bits == 4 ? kNibbleZero : kByteZero) * (128 * total(hi, 16 * panels) + total(lo, 16 * panels));
+  out.zero = -(w.bits == 4 ? kNibbleZero : kByteZero) * sum(all);
 }
 
-// out[0 .. group) = the factors times one group of columns.
+// Bytes of a panel that are asked for ahead; a head's panels are a page each, over which no prefetcher looks.
+constexpr int64_t kAheadOfHead = 512;
+
+// out[0 .. group) = the factors times one group of columns. Two steps at a time: the sums of one are a chain that
+// leaves the multipliers idle for half of the time. ahead: bytes to what comes next.
 template <int bits>
-void multiply_group(const Packed& w, int64_t group, const Factors& x, float* out) {
-  constexpr int kStep = bits == 4 ? 8 : 4;
+void multiply_group(const Packed& w, int64_t group, const Factors& x, int64_t ahead, float* out) {
+  constexpr int kQuads = bits == 4 ? 4 : 2, kStep = 4 * kQuads;  // of columns
   alignas(64) int32_t sums[kMostGroup];
   const uint8_t* data = w.data + group * w.group_bytes();
   const int64_t panels = w.panels(), between = w.panel_bytes();
-  for (int k = 0; k < w.group; k += kStep, data += 64) {
-    I32 hi[2] = {set_i32(0), set_i32(0)}, lo[2] = {set_i32(0), set_i32(0)};
+  for (int k = 0; k < w.group; k += kStep, data += 128) {
+    I32 hi[kQuads], lo[kQuads];
+    for (int i = 0; i < kQuads; ++i) hi[i] = lo[i] = set_i32(0);
     for (int64_t p = 0; p < panels; ++p) {
-      const Bytes both = load_bytes(data + p * between), x_hi = load_bytes(x.hi[p]), x_lo = load_bytes(x.lo[p]);
-      if constexpr (bits == 4) {
-        const Bytes first = transpose_quarters(low_nibbles(both)), next = transpose_quarters(high_nibbles(both));
-        hi[0] = dot_nibbles(hi[0], first, x_hi);
-        lo[0] = dot_nibbles(lo[0], first, x_lo);
-        hi[1] = dot_nibbles(hi[1], next, x_hi);
-        lo[1] = dot_nibbles(lo[1], next, x_lo);
-      } else {
-        const Bytes four = transpose_quarters(both);
-        hi[0] = dot_bytes(hi[0], four, x_hi);
-        lo[0] = dot_bytes(lo[0], four, x_lo);
+      const uint8_t* from = data + p * between;
+      prefetch(from + ahead);
+      prefetch(from + ahead + 64);
+      const Bytes x_hi = load_bytes(x.hi[p]), x_lo = load_bytes(x.lo[p]);
+      const Bytes both[2] = {load_bytes(from), load_bytes(from + 64)};
+      for (int i = 0; i < kQuads; ++i) {
+        if constexpr (bits == 4) {
+          const Bytes four = transpose_quarters(i % 2 ? high_nibbles(both[i / 2]) : low_nibbles(both[i / 2]));
+          hi[i] = dot_nibbles(hi[i], four, x_hi);
+          lo[i] = dot_nibbles(lo[i], four, x_lo);
+        } else {
+          const Bytes four = transpose_quarters(both[i]);
+          hi[i] = dot_bytes(hi[i], four, x_hi);
+          lo[i] = dot_bytes(lo[i], four, x_lo);
+        }
       }
     }
-    for (int i = 0; i < kStep / 4; ++i) store_quarter_sums(sums + k + 4 * i, add(shift_left<7>(hi[i]), lo[i]));
+    for (int i = 0; i < kQuads; ++i) store_quarter_sums(sums + k + 4 * i, add(shift_left<7>(hi[i]), lo[i]));
   }
   const F32 scale = set(x.scale);
   const I32 zero = set_i32(x.zero);
   for (int k = 0; k < w.group; k += 16) store(out + k, mul(to_f32(add(load_i32(sums + k), zero)), scale));
 }
 
-// out[0 .. cols) of groups [begin, end) for one row of x [rows of w].
+// out[0 .. cols) of groups [begin, end) for one row of x [rows of w]. next: bytes from the end of a panel to the same
+// panel of the next head.
 template <class T>
-PIO_INLINE void multiply_columns(const Packed& w, const T* x, T* out, int64_t begin, int64_t end) {
+PIO_INLINE void multiply_columns(const Packed& w, const T* x, T* out, int64_t begin, int64_t end, int64_t next) {
   alignas(64) float wide[kMostHeadPanels * 16], y[kMostGroup];
   Factors factors;
   for (int64_t i = 0; i < w.rows; i += 16) store(wide + i, load_as(x + i));
   for (int64_t g = begin; g < end; ++g) {
     take_factors(w, g, wide, factors);
-    w.bits == 4 ? multiply_group<4>(w, g, factors, y) : multiply_group<8>(w, g, factors, y);
+    const int64_t left = w.panel_bytes() - g * w.group_bytes();
+    const int64_t ahead = kAheadOfHead + (kAheadOfHead < left ? 0 : next);
+    w.bits == 4 ? multiply_group<4>(w, g, factors, ahead, y) : multiply_group<8>(w, g, factors, ahead, y);
     const int64_t from = g * w.group, to = std::min(from + w.group, w.cols);
     for (int64_t c = from; c < to; c += 16) {
       const int n = static_cast<int>(std::min<int64_t>(16, to - c));
@@ -87,10 +104,10 @@ PIO_INLINE void multiply_columns(const Packed& w, const T* x, T* out, int64_t be
   }
 }
 
-void packed_columns(const Packed& w, const void* x, void* out, Dtype dtype, int64_t begin, int64_t end) {
+void packed_columns(const Packed& w, const void* x, void* out, Dtype dtype, int64_t begin, int64_t end, int64_t next) {
   if (dtype == Dtype::f32)
-    return multiply_columns(w, static_cast<const float*>(x), static_cast<float*>(out), begin, end);
-  multiply_columns(w, static_cast<const uint16_t*>(x), static_cast<uint16_t*>(out), begin, end);
+    return multiply_columns(w, static_cast<const float*>(x), static_cast<float*>(out), begin, end, next);
+  multiply_columns(w, static_cast<const uint16_t*>(x), static_cast<uint16_t*>(out), begin, end, next);
 }
 
 }  // namespace pio::PIO_ISA
@@ -138,13 +155,13 @@ void run_packed_rows(const PackedHeads& a, int threads) {
     quantize_rows(a.x_row(i / a.count(), i % a.count()), a.dtype, a.all.cols, 0, 1, row, 1);
   }
   const Tile tile = current_tile(a.all.group);
-  const int64_t pieces = ceil_div(panels, tile.panels);
+  const int64_t together = a.count() == 1 ? tile.alone : tile.panels, pieces = ceil_div(panels, together);
   parallel_for(a.heads * pieces, 1, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
-    int64_t which[kMaxTilePanels], rows[kMaxTileRows];
+    int64_t which[kMostAlone], rows[kMaxTileRows];
     for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t head = piece / pieces, panel = piece % pieces * tile.panels;
-      const int n_panels = static_cast<int>(std::min<int64_t>(tile.panels, panels - panel));
+      const int64_t head = piece / pieces, panel = piece % pieces * together;
+      const int n_panels = static_cast<int>(std::min(together, panels - panel));
       for (int p = 0; p < n_panels; ++p) which[p] = panel + p;
       for (int64_t r = 0; r < a.count(); r += tile.rows) {
         const int count = static_cast<int>(std::min<int64_t>(tile.rows, a.count() - r));
@@ -163,12 +180,13 @@ void run_packed_rows(const PackedHeads& a, int threads) {
 void run_packed_columns(const PackedHeads& a, int threads) {
   constexpr int64_t kGroups = 4;
   const int64_t groups = a.all.groups(), pieces = ceil_div(groups, kGroups);
+  const int64_t next = (a.between / kLanes - 1) * a.all.panel_bytes();
   parallel_for(a.heads * pieces, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t head = piece / pieces, g = piece % pieces * kGroups;
       for (int64_t i = 0; i < a.count(); ++i)
         PIO_CALL(packed_columns)(a.of(head), a.x_row(head, i), a.out_row(head, i), a.dtype, g,
-                                 std::min(g + kGroups, groups));
+                                 std::min(g + kGroups, groups), next);
     }
   });
 }

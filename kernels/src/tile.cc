@@ -12,16 +12,19 @@ namespace pio::PIO_ISA {
 constexpr int kAheadBytes = 512;
 constexpr int kAheadScales = 64;
 
-// One group of columns of P panels times a single row.
+// One group of columns of P panels times a single row. left: bytes until the panels end, next: from there to what is
+// read then.
 template <int bits, int P>
-PIO_INLINE void dot_group_alone(const uint8_t* const* w, const char* a, int group, I32 (&acc)[P][1]) {
+PIO_INLINE void dot_group_alone(const uint8_t* const* w, const char* a, int group, int64_t left, int64_t next,
+                                I32 (&acc)[P][1]) {
   constexpr int kStep = 32 / bits;  // columns in 64 bytes
   for (int k = 0; k < group; k += kStep) {
+    const int64_t ahead = k * 64 / kStep + kAheadBytes < left ? kAheadBytes : kAheadBytes + next;
     const Bytes first4 = repeat4(a + k), next4 = repeat4(a + k + (bits == 4 ? 4 : 0));
     for (int p = 0; p < P; ++p) {
       const uint8_t* from = w[p] + k * 64 / kStep;
       const Bytes all = load_bytes(from);
-      prefetch(from + kAheadBytes);
+      prefetch(from + ahead);
       if constexpr (bits == 4)
         acc[p][0] = dot_nibbles(dot_nibbles(acc[p][0], low_nibbles(all), first4), high_nibbles(all), next4);
       else
@@ -81,6 +84,8 @@ void multiply(const Packed& weight, const int64_t* panels, const Activations& ac
   }
   const char* a[T];
   for (int t = 0; t < T; ++t) a[t] = act.data + rows[t] * act.stride();
+  // After these panels their neighbours mostly come: where gate and up are read side by side, half as many of each.
+  const int64_t next = P > 1 && panels[P - 1] - panels[0] != P - 1 ? P / 2 - 1 : P - 1;
   F32 y[P][T];
   for (int p = 0; p < P; ++p)
     for (int t = 0; t < T; ++t) y[p][t] = set(0.0f);
@@ -93,12 +98,14 @@ void multiply(const Packed& weight, const int64_t* panels, const Activations& ac
       for (int p = 0; p < P; ++p) acc[p][t] = start;
     }
     if constexpr (T == 1)
-      dot_group_alone<bits, P>(w, a[0], group, acc);
+      dot_group_alone<bits, P>(w, a[0], group, weight.panel_bytes() - g * group_bytes, next * weight.panel_bytes(),
+                               acc);
     else
       dot_group<bits, P, T>(w, a, group, acc);
+    const int64_t ahead = kAheadScales + (g * kLanes + kAheadScales < groups * kLanes ? 0 : next * groups * kLanes);
     for (int p = 0; p < P; ++p) {
       const F32 scale = load_bf16(ws[p] + g * kLanes);
-      if constexpr (T == 1) prefetch(ws[p] + g * kLanes + kAheadScales);
+      if constexpr (T == 1) prefetch(ws[p] + g * kLanes + ahead);
       for (int t = 0; t < T; ++t) y[p][t] = fma(to_f32(acc[p][t]), mul(scale, set(scale_of(a[t], group))), y[p][t]);
       w[p] += group_bytes;
     }

@@ -112,6 +112,20 @@ def test_keys_of_two_parts_are_one_long_key(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [63, 127, 128, 200, 260, 600])
+def test_a_short_history_of_wide_heads_is_shared_by_threads(
+    isa: str, threads: int, tokens: int, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Twenty heads over one latent are work enough for a unit per 64 tokens, and its last may have one token alone."""
+    latent, rotary = (normal((1, 1, tokens, d), dtype, generator) for d in (256, 32))
+    q, q_rotary = (normal((1, 20, 1, d), dtype, generator) for d in (256, 32))
+    store = cached(latent)
+    got = attend_dense(q, store, store, tokens, 0.1, causal=True, q_second=q_rotary, second=cached(rotary))
+    whole = torch.cat((latent, rotary), -1)
+    assert_near(got, exact(torch.cat((q, q_rotary), -1), whole, latent, 0.1, causal=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_heads_and_a_shared_second_part(
     isa: str, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
@@ -127,7 +141,7 @@ def test_strided_heads_and_a_shared_second_part(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("heads", "queries", "tokens"), [(1, 1, 4000), (3, 50, 50), (2, 2, 600), (1, 40, 900)]
+    ("heads", "queries", "tokens"), [(1, 1, 4000), (3, 50, 50), (2, 2, 600), (1, 40, 900), (1, 8, 200)]
 )
 def test_same_bits_twice_and_for_any_threads(
     isa: str, heads: int, queries: int, tokens: int, dtype: torch.dtype, generator: torch.Generator

@@ -162,6 +162,26 @@ def test_keys_of_two_parts_and_latents_as_values(
     assert_near(got, reference.attend(both, torch.cat(wide, -1), wide[0], 0.1, causal=True))
 
 
+@pytest.mark.parametrize("tokens", [63, 127, 128, 200, 260, 600])
+def test_a_short_history_of_wide_heads_is_shared_by_threads(
+    isa: str, tokens: int, generator: torch.Generator
+) -> None:
+    """Twenty heads over one latent are work enough for a unit per 64 tokens, and its last may have one token alone."""
+    latents = filled(normal((1, 1, tokens, 256), torch.bfloat16, generator))
+    turned = filled(normal((1, 1, tokens, 32), torch.bfloat16, generator))
+    q, q_turned = (normal((1, 20, 1, d), torch.bfloat16, generator) for d in (256, 32))
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(attend(q, latents, latents, tokens, 0.1, None, True, q_turned, turned))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+    wide = [reference.dequantize(store, tokens, torch.float64) for store in (latents, turned)]
+    both = torch.cat((q, q_turned), -1).double()
+    assert_near(results[0], reference.attend(both, torch.cat(wide, -1), wide[0], 0.1, causal=True))
+
+
 def test_threads_and_repeats_do_not_change_a_bit(isa: str, generator: torch.Generator) -> None:
     """One token over a long history (split) and a prompt (many rows)."""
     keys = filled(normal((1, 2, 1500, 64), torch.bfloat16, generator))

@@ -42,6 +42,13 @@ def test_every_piece_is_done_once(source: str, isa: str, words: torch.Tensor, po
     assert [stream_read(words, pool_threads) for _ in range(50)] == [wanted] * 50
 
 
+@pytest.mark.parametrize("pool_threads", [2, 3, 5])
+def test_a_job_of_any_size_is_shared_out_whole(source: str, words: torch.Tensor, pool_threads: int) -> None:
+    """Threads begin at stretches of their own, which do not divide the pieces evenly."""
+    for count in (64, 192, 4096 * 64 + 64, 4097 * 128, 11111 * 64, len(words) - 64):
+        assert stream_read(words[:count], pool_threads) == word_sum(words[:count])
+
+
 OWN_POOL = """
 import ctypes, os
 import optimizations._native as n
