@@ -4,6 +4,19 @@
 #include "entries.h"
 
 namespace pio::decoder {
+namespace {
+
+// Whether moe can take the shared expert along: packed like the experts, without biases.
+bool one_of(const Experts& e, const Mlp& m) {
+  const auto fits = [&](const Linear& w) { return w.bits == e.bits && w.group == e.group && w.bias == 0; };
+  return m.gate.rows == e.inner && fits(m.gate) && fits(m.up) && fits(m.down);
+}
+
+std::vector<uint64_t> addresses_of(const Mlp& m) {
+  return {m.gate.data, m.gate.scales, m.up.data, m.up.scales, m.down.data, m.down.scales};
+}
+
+}  // namespace
 
 void Decoder::feed_forward(const Pass& pass, int64_t rows, const Layer& layer, Address out) {
   const Address x = buffers_[kNormed].take(0);
@@ -33,13 +46,16 @@ void Decoder::mixture(const Pass& pass, int64_t rows, const Mixture& m, Address 
   const Address experts = buffers_[kExperts].take(rows * router.top_k * 8);
   const Address weights = buffers_[kWeights].take(rows * router.top_k * 4);
   choose_experts(router, logits, rows, e.count, dtype_, experts, weights, pass.threads);
+  // Of few rows the shared expert is one more of the others: three calls less for which threads wait for each other.
+  const bool joined = m.shared && e.bits && rows <= kMostShared && one_of(e, *m.shared);
   if (e.bits)
     moe(x, rows, model_.hidden, e.inner, model_.dtype, experts, weights, router.top_k, e.count, e.gate_up,
-        e.gate_up_scales, e.down, e.down_scales, e.bits, e.group, out, pass.threads);
+        e.gate_up_scales, e.down, e.down_scales, e.bits, e.group,
+        joined ? addresses_of(*m.shared) : std::vector<uint64_t>{}, out, pass.threads);
   else
     dense_moe(x, rows, model_.hidden, e.inner, model_.dtype, experts, weights, router.top_k, e.count, e.gate_up, e.down,
               out, pass.threads);
-  if (!m.shared) return;
+  if (!m.shared || joined) return;
   const Address mixed = take(kMixed, rows * model_.hidden);
   mlp(pass, rows, *m.shared, x, mixed);
   add_rows(out, mixed, out, rows * model_.hidden, dtype_, pass.threads);

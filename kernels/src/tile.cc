@@ -84,8 +84,7 @@ void multiply(const Packed& weight, const int64_t* panels, const Activations& ac
   }
   const char* a[T];
   for (int t = 0; t < T; ++t) a[t] = act.data + rows[t] * act.stride();
-  // After these panels their neighbours mostly come: where gate and up are read side by side, half as many of each.
-  const int64_t next = P > 1 && panels[P - 1] - panels[0] != P - 1 ? P / 2 - 1 : P - 1;
+  const int64_t next = P - 1;  // panels between the end of one and what a thread mostly reads after all of these
   F32 y[P][T];
   for (int p = 0; p < P; ++p)
     for (int t = 0; t < T; ++t) y[p][t] = set(0.0f);

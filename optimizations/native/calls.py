@@ -76,9 +76,17 @@ def _check_bias(bias: torch.Tensor, x: torch.Tensor, weight: Packed) -> None:
 
 
 def run_moe(
-    x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, packed: PackedExperts
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    packed: PackedExperts,
+    shared: Sequence[Packed] = (),
 ) -> torch.Tensor:
-    """The kernel itself, without regard to compilation and gradients; see `linear.moe`."""
+    """The kernel itself, without regard to compilation and gradients; see `linear.moe`.
+
+    shared: gate, up and down of one more expert of the same sizes, bits and group, whose output every token gains; for at
+    most 8 tokens.
+    """
     code = dtype_code("moe", "x", x)
     require_tensor("moe", "x", x, x.dtype, (-1, packed.hidden))
     require_tensor("moe", "experts", experts, torch.int64, (x.shape[0], -1))
@@ -102,6 +110,7 @@ def run_moe(
         packed.down_scales.data_ptr(),
         packed.bits,
         packed.group_size,
+        [address for one in shared for address in (one.data.data_ptr(), one.scales.data_ptr())],
         out.data_ptr(),
         torch.get_num_threads(),
     )

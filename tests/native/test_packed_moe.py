@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from optimizations.native.calls import run_moe
 from optimizations.native.experts import PackedExperts, pack_experts
 from optimizations.native.linear import linear, moe
 from optimizations.native.packing import pack_into
@@ -57,6 +58,32 @@ def test_matches_float64(
     # Against the same roundings: float32 order, but where a middle value lies on a rounding boundary one int8 step moves.
     assert (y - rounded).abs().median() < 2e-6 * spread
     assert (y - rounded).abs().max() < 0.02 * spread
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("tokens", "inner"), [(1, 136), (3, 40), (8, 256)])
+def test_a_shared_expert_is_added_for_every_token(
+    isa: str, threads: int, bits: int, tokens: int, inner: int, generator: torch.Generator
+) -> None:
+    packed, alone = layer(generator, 6, 160, inner, bits), layer(generator, 1, 160, inner, bits)
+    x = torch.randn(tokens, 160, generator=generator)
+    chosen, weights = routed(generator, tokens, 6, 2)
+    got = run_moe(x, chosen, weights, packed, [alone.gate(0), alone.up(0), alone.down(0)])
+    every = torch.zeros(tokens, 1, dtype=torch.int64)
+    wanted = moe(x, chosen, weights, packed) + moe(x, every, torch.ones(tokens, 1), alone)
+    # The same products; float32 sums in another order.
+    assert (got - wanted).abs().max() < 2e-6 * wanted.abs().max()
+
+
+def test_a_shared_expert_of_other_kinds_is_refused(generator: torch.Generator) -> None:
+    packed, alone = layer(generator, 2, 64, 32, 4), layer(generator, 1, 64, 32, 4)
+    shared = [alone.gate(0), alone.up(0), alone.down(0)]
+    x = torch.randn(9, 64, generator=generator)
+    chosen, weights = routed(generator, 9, 2, 1)
+    with pytest.raises(ValueError, match="moe: a shared expert is for at most 8 tokens, got 9"):
+        run_moe(x, chosen, weights, packed, shared)
+    with pytest.raises(ValueError, match="moe: a shared expert is described by 6 addresses"):
+        run_moe(x[:1], chosen[:1], weights[:1], packed, shared[:2])
 
 
 def test_one_expert_is_two_linears(isa: str, generator: torch.Generator) -> None:
