@@ -116,6 +116,13 @@ struct Walk {
     if (a.values != a.key[0].k) fetcher.add(value(t), 2 * a.v_token, rows, 2 * a.value_dim);
   }
 
+  static void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (T == 2) _tile_zero(2);
+    if constexpr (T == 2) _tile_zero(3);
+  }
+
   // Two blocks of sixteen tokens against one chunk of a strip.
   void score_chunk(const char* k, int64_t stride, const char* q, int64_t share) {
     if constexpr (T == 1) {
@@ -169,10 +176,7 @@ struct Walk {
   void score(int strip, int64_t t, int count, bool whole) {
     const int64_t share = fetcher.share(35, strips * kSteps * width / 16);
     for (int step = 0; step * kStep < count; ++step) {
-      _tile_zero(0);
-      _tile_zero(1);
-      if constexpr (T == 2) _tile_zero(2);
-      if constexpr (T == 2) _tile_zero(3);
+      clear();
       const char *q = s.queries + strip * kStrip * width * 2, *copy = keys + step * kStep * width * 2;
       for (int part = 0; part < a.parts; ++part) {
         const int64_t bytes = 2 * a.padded(a.key[part].dim);
@@ -214,8 +218,8 @@ struct Walk {
       float shrink[4];
       soften_four(x, *s.state, sums, row, shrink);
       for (int r = 0; r < 4; ++r) {
-        shrink_row(shrink[r], s.gathered + (row + r) * s.stride, s.stride);
-        if (stacked) shrink_row(shrink[r], s.gathered + (row + r + low) * s.stride, s.stride);
+        if (t != u.from) shrink_row(shrink[r], s.gathered + (row + r) * s.stride, s.stride);
+        if (t != u.from && stacked) shrink_row(shrink[r], s.gathered + (row + r + low) * s.stride, s.stride);
         for (int step = 0; step < kSteps; ++step) {
           auto& to = p[strip][step];
           __m512i hi, lo;
@@ -271,8 +275,8 @@ struct Walk {
     }
   }
 
-  // gathered += probabilities times values.
-  void gather(int strip, int count) {
+  // gathered += probabilities times values; the first tile of a unit begins them.
+  void gather(int strip, int count, bool begins) {
     memory_is_used(p);
     const int64_t share = fetcher.share(25, strips * kSteps * (s.stride / 32));
     const int64_t row = 4 * s.stride;
@@ -280,8 +284,12 @@ struct Walk {
     for (int64_t c = 0; c < a.value_dim; c += 32, v += kSteps * 2 * kTileBytes) {
       float *one = s.gathered + strip * kStrip * s.stride + c, *two = one + kSide * s.stride;
       if constexpr (T == 1) {
-        _tile_loadd(4, one, row);
-        _tile_loadd(5, one + 16, row);
+        _tile_zero(4);
+        _tile_zero(5);
+        if (!begins) _tile_loadd(4, one, row);
+        if (!begins) _tile_loadd(5, one + 16, row);
+      } else if (begins) {
+        clear();
       } else {
         _tile_loadd(0, one, row);
         _tile_loadd(1, one + 16, row);
@@ -325,12 +333,14 @@ struct Walk {
       soften(strip, t, count);
     }
     pack_values(t, count);
-    for (int strip = first; strip < strips; ++strip) gather(strip, count);
+    for (int strip = first; strip < strips; ++strip) gather(strip, count, t == u.from);
   }
 
   void all() {
     start_rows(*s.state, sums, (u.rows + 3) / 4 * 4);
-    std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(strips * kStrip * s.stride));
+    // What the first tile does not begin.
+    const int64_t unseen = u.from < u.to ? blind(u.from) : strips;
+    std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(unseen * kStrip * s.stride));
     std::memset(p, 0, sizeof p[0] * static_cast<size_t>(strips));
     configure();
     fetcher.start();
