@@ -13,10 +13,10 @@ constexpr int64_t kTile = 64;   // tokens: 4 KB of probabilities for 8 rows stay
 constexpr int kRows = 32;       // query rows of a unit
 constexpr int kMostRows = 128;  // the same where tiles multiply
 constexpr int kMostSplits = 16;
+constexpr int64_t kPart = 32;      // tokens of a tile that are multiplied together
 constexpr int64_t kStretch = 256;  // tokens worth a unit of their own
 // Multiply-adds for which shorter ones are, in a history of few stretches: 256 tokens of four rows of 128 + 128 values.
 constexpr int64_t kLeastWork = 1 << 18;
-constexpr int64_t kFewSplits = 4;
 constexpr float kHidden = -1e30f;  // score of a token that a row must not see; finite, so that no NaN arises
 
 // load(kEdge + 16 - n) is n zeros, then kHidden.
@@ -38,7 +38,7 @@ struct RowState {
 
 struct Plan {
   int64_t rows, row_blocks, splits;  // rows: of a unit at most
-  int64_t stretch;                   // tokens of history per unit, a multiple of kTile
+  int64_t stretch;                   // tokens of history per unit, a multiple of kPart
 };
 
 // Splits of a history that are worth it. A tile is enough for the 20 heads that share MLA's latents; each begins with
@@ -48,7 +48,7 @@ int64_t worthy_splits(const Attention& a, int64_t rows) {
   int64_t per_token = a.value_dim;
   for (int i = 0; i < a.parts; ++i) per_token += a.key[i].dim;
   const int64_t least = std::max(kLeastWork / (per_token * std::min(rows, a.queries * a.group)), kTile);
-  return std::max(a.length / kStretch, std::min(kFewSplits, a.length / least));
+  return std::max<int64_t>(a.length / kStretch, a.length >= 8 * least ? 4 : a.length >= 2 * least ? 2 : 1);
 }
 
 // Splits the history only when there are too few units to share out. Depends on shapes alone, so that the result does
@@ -62,7 +62,7 @@ Plan plan(const Attention& a, int64_t batch, int64_t rows = kRows) {
   const int64_t wanted =
       std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), worthy_splits(a, rows));
   const int64_t splits = std::max<int64_t>(1, wanted);
-  p.stretch = (a.length + splits * kTile - 1) / (splits * kTile) * kTile;
+  p.stretch = (a.length + splits * kPart - 1) / (splits * kPart) * kPart;
   p.splits = p.stretch > 0 ? (a.length + p.stretch - 1) / p.stretch : 1;  // an empty history is one empty stretch
   return p;
 }

@@ -54,6 +54,7 @@ class Pool {
   void grow(int workers);
   void work(int index);
   void drain();
+  int choose_lane();
 
   std::mutex busy_;  // held by the one caller that is using the workers
   std::vector<std::thread> threads_;
@@ -69,6 +70,7 @@ class Pool {
   struct Lane {
     alignas(64) std::atomic<int64_t> next{0};
     int64_t end = 0;
+    std::atomic<bool> has_thread{false};
 
     // Takes up to `grain` pieces from `begin` on. The last ones are handed out by halves, so that threads end together.
     int64_t take(int64_t grain, int64_t& begin) {
@@ -84,7 +86,6 @@ class Pool {
   };
   static constexpr int kMostLanes = 64;
   std::array<Lane, kMostLanes> lanes_;
-  alignas(64) std::atomic<int> arrived_{0};
   // A worker first enters (inside_ + 1), then looks whether the job is open; the caller first closes it, then waits
   // for inside_ = 0. All of it sequentially consistent: one of the two sees the other. So nobody waits for a worker
   // that has not woken up in time.
@@ -93,8 +94,19 @@ class Pool {
   alignas(64) std::atomic<int> epoch_{0};  // counts jobs; sleeping workers wait on it
 };
 
+// The same in every job, where no other thread has it: what a thread read or fetched for the next job is near.
+int Pool::choose_lane() {
+  static std::atomic<int> threads{0};
+  thread_local const int number = threads.fetch_add(1, std::memory_order_relaxed);
+  for (int i = 0; i < lanes_in_use_; ++i) {
+    const int lane = (number + i) % lanes_in_use_;
+    if (!lanes_[static_cast<size_t>(lane)].has_thread.exchange(true, std::memory_order_relaxed)) return lane;
+  }
+  return number % lanes_in_use_;
+}
+
 void Pool::drain() {
-  const int own = arrived_.fetch_add(1, std::memory_order_relaxed);
+  const int own = choose_lane();
   for (int i = 0; i < lanes_in_use_; ++i) {
     Lane& lane = lanes_[static_cast<size_t>((own + i) % lanes_in_use_)];
     int64_t begin;
@@ -134,8 +146,8 @@ void Pool::set_job(int64_t count, int64_t grain, int threads, RangeFunction func
     Lane& lane = lanes_[static_cast<size_t>(i)];
     lane.next.store(count * i / lanes_in_use_, std::memory_order_relaxed);
     lane.end = count * (i + 1) / lanes_in_use_;
+    lane.has_thread.store(false, std::memory_order_relaxed);
   }
-  arrived_.store(0, std::memory_order_relaxed);
 }
 
 void Pool::run_on_workers(int threads) {

@@ -45,7 +45,9 @@ struct Walk {
   const KvScratch& s;
   const int64_t width;  // elements of a padded key
   const int strips;
-  // Up to eight rows: a product costs the same at any height, so rows hi and lo, from row `low` on, are one tile.
+  // A product costs the same at any height, so where the last tile of a single strip, from row `last` on, has at most
+  // eight rows, it holds hi and, from row `low` on, lo: six products for the 20 heads of GLM in place of eight.
+  const int last;
   const bool stacked;
   const int low;
   char *const keys, *const values;
@@ -60,8 +62,9 @@ struct Walk {
         s(s),
         width(a.query_width()),
         strips((u.rows + kStrip - 1) / kStrip),
-        stacked(u.rows <= kSide / 2),
-        low((u.rows + 3) / 4 * 4),
+        last(T == 2 && u.rows > kSide ? kSide : 0),
+        stacked(strips == 1 && u.rows - last <= kSide / 2),
+        low(last + (u.rows - last + 3) / 4 * 4),
         keys(reinterpret_cast<char*>(s.keys)),
         values(keys + 2 * kTile * width) {}
 
@@ -219,13 +222,14 @@ struct Walk {
       soften_four(x, *s.state, sums, row, shrink);
       for (int r = 0; r < 4; ++r) {
         if (t != u.from) shrink_row(shrink[r], s.gathered + (row + r) * s.stride, s.stride);
-        if (t != u.from && stacked) shrink_row(shrink[r], s.gathered + (row + r + low) * s.stride, s.stride);
+        const bool both = stacked && at >= last;  // in one tile
+        if (t != u.from && both) shrink_row(shrink[r], s.gathered + (low + row + r - last) * s.stride, s.stride);
         for (int step = 0; step < kSteps; ++step) {
           auto& to = p[strip][step];
           __m512i hi, lo;
           split_pair(x[r][2 * step], x[r][2 * step + 1], hi, lo);
           _mm512_store_si512(to[0][at / kSide][at % kSide + r], hi);
-          _mm512_store_si512(stacked ? to[0][0][low + at + r] : to[1][at / kSide][at % kSide + r], lo);
+          _mm512_store_si512(both ? to[0][at / kSide][low + at + r - 2 * last] : to[1][at / kSide][at % kSide + r], lo);
         }
       }
     }
@@ -268,6 +272,7 @@ struct Walk {
         _tile_loadd(6, x[part][0], 64);
         _tile_dpbf16ps(0, 6, 4);
         _tile_dpbf16ps(1, 6, 5);
+        if (part == 1 && stacked) continue;
         _tile_loadd(7, x[part][T - 1], 64);
         _tile_dpbf16ps(2, 7, 4);
         _tile_dpbf16ps(3, 7, 5);
@@ -351,8 +356,9 @@ struct Walk {
     for (int64_t t = u.from; t < u.to; t += kTile) tile(t);
     _tile_release();
     end_rows(sums, *s.state, u.rows);
-    for (int64_t i = 0; stacked && i < u.rows * s.stride; i += 16)
-      store(s.gathered + i, add(load(s.gathered + i), load(s.gathered + low * s.stride + i)));
+    float* const sum = s.gathered + last * s.stride;
+    for (int64_t i = 0; stacked && i < (u.rows - last) * s.stride; i += 16)
+      store(sum + i, add(load(sum + i), load(sum + (low - last) * s.stride + i)));
   }
 };
 
