@@ -224,9 +224,9 @@ void Decoder::absorbed(const Pass& pass, const Block& block, size_t layer, const
           {buffers_[kAttended].take(0), n * a.heads * a.v, a.v, a.heads * a.v});
 }
 
-// The half of kv_b that expands keys (transposed) or values, for x of every head. Packed, a token reads 0.30 ms a layer
-// of GLM-4.7-Flash where its dense copy takes 0.59; eight tokens 0.70 and 0.88, sixteen 1.12 and 1.03 (Sapphire
-// Rapids).
+// The half of kv_b that expands keys (transposed) or values, for x of every head. Packed, both halves took a token 0.30
+// ms a layer of GLM-4.7-Flash where the dense copy took 0.59, and 0.17 since; eight tokens 0.70 and 0.88, sixteen 1.12
+// and 1.03 (Sapphire Rapids).
 void Decoder::by_head(const Pass& pass, const Block& block, const Latent& a, bool keys, const Strided& x,
                       const Strided& out) {
   constexpr int64_t kFewRows = 8;
