@@ -34,6 +34,7 @@ struct Fetcher {
     runs[count++] = {static_cast<const char*>(memory), stream, stride, rows, bytes};
   }
 
+  // All that is left, and what rounding rows up to whole streams added.
   void fetch_rest() { fetch(2 * lines + 64 * kStreams); }
 
   // Lines of each of `events`, which get `percent` of all.

@@ -15,8 +15,8 @@ using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
 // Calls function(context, begin, end) over [0, count) in pieces of at most `grain`, on at most `threads` threads, and
 // returns when all of it is done. Each thread begins with a stretch of its own and then takes from those of others, so
 // a thread that the system took away holds up one piece only; which thread runs a piece, and where pieces begin, is not
-// determined, so what is computed must not depend on it. A call from inside
-// a piece, or while another thread of the process is in here, runs on the calling thread alone. Safe after fork().
+// determined, so what is computed must not depend on it. A call from inside a piece, or while another thread of the
+// process is in here, runs on the calling thread alone. Safe after fork().
 void parallel_for_range(int64_t count, int64_t grain, int threads, RangeFunction function, void* context);
 
 // The same with any callable (begin, end).

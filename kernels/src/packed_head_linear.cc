@@ -31,13 +31,10 @@ PIO_INLINE void take_factors(const Packed& w, int64_t group, const float* x, Fac
   // Below 2^-100 the inverse would overflow; such a group counts as zero.
   const bool usable = m > 1e-30f && m < 3e38f;
   if (!usable) std::memset(v, 0, sizeof v);
-  const F32 to_integer = set(usable ? kIntegers / m : 0.0f), part = set(1.0f / 128), whole = set(-128.0f);
+  const F32 to_integer = set(usable ? kIntegers / m : 0.0f);
   I32 all = set_i32(0);
-  for (int64_t p = 0; p < panels; ++p) {  // split_in_two, without its way through memory
-    const F32 integer = round(mul(load(v + 16 * p), to_integer)), h = round(mul(integer, part));
-    all = add(all, to_i32(integer));
-    store_i8(hi, to_i32(h));
-    store_i8(lo, to_i32(fma(h, whole, integer)));
+  for (int64_t p = 0; p < panels; ++p) {
+    all = add(all, split_vector(load(v + 16 * p), to_integer, hi, lo));
     store_bytes(out.hi[p], spread_quarters(hi));
     store_bytes(out.lo[p], spread_quarters(lo));
   }
