@@ -13,7 +13,7 @@ constexpr int64_t kTile = 64;   // tokens: 4 KB of probabilities for 8 rows stay
 constexpr int kRows = 32;       // query rows of a unit
 constexpr int kMostRows = 128;  // the same where tiles multiply
 constexpr int kMostSplits = 16;
-constexpr int64_t kPart = 32;      // tokens of a tile that are multiplied together
+constexpr int64_t kPart = 32;      // tokens of a tile that are multiplied together on AMX, elsewhere blocks of 16
 constexpr int64_t kStretch = 256;  // tokens worth a unit of their own
 // Multiply-adds for which shorter ones are, in a history of few stretches: 256 tokens of four rows of 128 + 128 values.
 constexpr int64_t kLeastWork = 1 << 18;
@@ -38,7 +38,7 @@ struct RowState {
 
 struct Plan {
   int64_t rows, row_blocks, splits;  // rows: of a unit at most
-  int64_t stretch;                   // tokens of history per unit, a multiple of kPart
+  int64_t stretch;                   // tokens of history per unit, whole parts
 };
 
 // Splits of a history that are worth it. A tile is enough for the 20 heads that share MLA's latents; each begins with
@@ -54,7 +54,7 @@ int64_t worthy_splits(const Attention& a, int64_t rows) {
 // Splits the history only when there are too few units to share out. Depends on shapes alone, so that the result does
 // too.
 template <class Attention>
-Plan plan(const Attention& a, int64_t batch, int64_t rows = kRows) {
+Plan plan(const Attention& a, int64_t batch, int64_t rows, int64_t part) {
   Plan p;
   p.rows = rows;
   p.row_blocks = (a.queries * a.group + rows - 1) / rows;
@@ -62,7 +62,7 @@ Plan plan(const Attention& a, int64_t batch, int64_t rows = kRows) {
   const int64_t wanted =
       std::min<int64_t>(std::min<int64_t>(kMostSplits, (kMostSplits + units - 1) / units), worthy_splits(a, rows));
   const int64_t splits = std::max<int64_t>(1, wanted);
-  p.stretch = (a.length + splits * kPart - 1) / (splits * kPart) * kPart;
+  p.stretch = (a.length + splits * part - 1) / (splits * part) * part;
   p.splits = p.stretch > 0 ? (a.length + p.stretch - 1) / p.stretch : 1;  // an empty history is one empty stretch
   return p;
 }

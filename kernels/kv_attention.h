@@ -80,6 +80,14 @@ struct KvAttention {
   }
 };
 
+inline const char* key_of(const KvAttention& a, const DenseKeyPart& k, const Unit& u, int64_t t) {
+  return k.k + static_cast<int64_t>(size_of(a.dtype)) * (u.batch * k.k_batch + u.kv_head * k.k_head + t * k.k_token);
+}
+inline const char* value_of(const KvAttention& a, const Unit& u, int64_t t) {
+  return a.values +
+         static_cast<int64_t>(size_of(a.dtype)) * (u.batch * a.v_batch + u.kv_head * a.v_head + t * a.v_token);
+}
+
 // Memory of one unit's walk. Values are gathered in the order in which vectors widen: of every 32 bf16, first the even
 // ones, then the odd ones.
 struct KvScratch {
@@ -87,7 +95,8 @@ struct KvScratch {
   float* gathered;  // [rows, stride]
   int64_t stride;   // the values' dimension, padded
   char* queries;    // [rows, query_width]
-  float* keys;      // a tile: [kTile / 16 blocks][lane rows][16 tokens], a lane row is one element or one pair of bf16
+  float* keys;      // of a tile: [16-token blocks][lane rows][16 tokens], a lane row is one element or one pair of bf16
+  const Unit* next;  // of a short unit the one that this thread mostly has next, or null
 };
 
 // One unit in bf16 on AMX: what attend_dense is on the other sets (src/kv_attention_amx.cc).

@@ -285,5 +285,8 @@ PIO_INLINE void transpose_lanes(F32 (&x)[16]) {  // lane j of x[i] becomes lane 
 }
 
 PIO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+PIO_INLINE void prefetch_far(const void* p) {  // to the second-level cache
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 }  // namespace pio::avx2

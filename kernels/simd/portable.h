@@ -230,5 +230,6 @@ PIO_INLINE void transpose_lanes(F32 (&a)[16]) {  // lane j of a[i] becomes lane 
 }
 
 PIO_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+PIO_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace pio::portable

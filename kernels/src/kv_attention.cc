@@ -31,11 +31,38 @@ void take_dense_queries(const KvAttention& a, const Unit& u, char* out) {
   }
 }
 
-// Tokens [t, t + count) of one key part, transposed: lane row i of a block holds element (or pair) i of sixteen tokens.
+// What to ask for while the tile at t is worked on, into the second-level cache: its values, then the next tile's keys.
+// Of short units both of the next unit, since a tile or two are over before memory has answered.
+PIO_INLINE const char* next_values(const KvAttention& a, const Unit& u, const Unit* next, int64_t t) {
+  return next ? value_of(a, *next, next->from + t - u.from) : value_of(a, u, t);
+}
+PIO_INLINE const char* next_keys(const KvAttention& a, int part, const Unit& u, const Unit* next, int64_t t) {
+  if (next) return key_of(a, a.key[part], *next, next->from + t - u.from);
+  return key_of(a, a.key[part], u, t + kTile < u.to ? t + kTile : t);
+}
+
+// The first tile's keys, or all of a short unit, unless the thread's last unit asked for it.
+void fetch_beginning(const KvAttention& a, const Unit& u, const Unit* next) {
+  thread_local const char* asked_for = nullptr;
+  const bool came = asked_for == key_of(a, a.key[0], u, u.from);
+  asked_for = next ? key_of(a, a.key[0], *next, next->from) : nullptr;
+  if (came) return;
+  const int64_t size = static_cast<int64_t>(size_of(a.dtype)), end = next ? u.to : std::min(u.from + kTile, u.to);
+  for (int64_t t = u.from; t < end; ++t) {
+    for (int part = 0; part < a.parts; ++part)
+      for (int64_t i = 0; i < size * a.key[part].dim; i += 64) prefetch_far(key_of(a, a.key[part], u, t) + i);
+    for (int64_t i = 0; next && i < size * a.value_dim; i += 64) prefetch_far(value_of(a, u, t) + i);
+  }
+}
+
+// Up to sixteen tokens of one key part, transposed: lane row i holds element (or pair) i of all of them. wanted: memory
+// that is asked for meanwhile, with its distance between tokens.
 template <class E>
-void transpose_keys(const typename E::Type* keys, int64_t token, int64_t dim, int count, float* out) {
+void transpose_keys(const typename E::Type* keys, int64_t token, int64_t dim, int count, const char* wanted,
+                    int64_t wanted_token, float* out) {
   for (int64_t i = 0; i < dim; i += E::kWide) {
     const int n = static_cast<int>(dim - i < E::kWide ? dim - i : E::kWide);
+    for (int j = 0; j < 16; ++j) prefetch_far(wanted + j * wanted_token + i * static_cast<int64_t>(sizeof *keys));
     F32 lanes[16];
     for (int j = 0; j < 16; ++j) {
       const typename E::Type* p = keys + j * token + i;
@@ -46,17 +73,21 @@ void transpose_keys(const typename E::Type* keys, int64_t token, int64_t dim, in
   }
 }
 
+// Blocks [begin, end) of sixteen tokens of the tile at t. Nothing but this asks for the second part.
 template <class E>
-void take_keys(const KvAttention& a, const Unit& u, int64_t t, int count, float* out) {
+void take_keys(const KvAttention& a, const Unit& u, const KvScratch& s, int64_t t, int count, int begin, int end) {
   using Type = typename E::Type;
-  const int64_t block = a.query_width() / E::kPerLane * 16;
-  int64_t from = 0;
+  const int64_t block = a.query_width() / E::kPerLane * 16, size = sizeof(Type);
+  float* out = s.keys;
   for (int part = 0; part < a.parts; ++part) {
     const DenseKeyPart& k = a.key[part];
-    const Type* keys = reinterpret_cast<const Type*>(k.k) + u.batch * k.k_batch + u.kv_head * k.k_head + t * k.k_token;
-    for (int b = 0; 16 * b < count; ++b)
-      transpose_keys<E>(keys + 16 * b * k.k_token, k.k_token, k.dim, count - 16 * b, out + b * block + from);
-    from += a.padded(k.dim) / E::kPerLane * 16;
+    const auto* keys = reinterpret_cast<const Type*>(key_of(a, k, u, t));
+    const char* wanted = part == 0 ? next_values(a, u, s.next, t) : next_keys(a, part, u, s.next, t);
+    const int64_t token = part == 0 ? a.v_token : k.k_token;
+    for (int b = begin; b < end; ++b)
+      transpose_keys<E>(keys + 16 * b * k.k_token, k.k_token, k.dim, count - 16 * b, wanted + 16 * b * token * size,
+                        token * size, out + (b - begin) * block);
+    out += a.padded(k.dim) / E::kPerLane * 16;
   }
 }
 
@@ -105,55 +136,91 @@ PIO_INLINE float soften(const KvAttention& a, const Unit& u, RowState& state, in
 }
 
 // gathered[r] = gathered[r] * shrink[r] + the tile's probabilities times V vectors of its values.
-template <class E, int R, int V>
-PIO_INLINE void gather(const float (*p)[kTile], const float* shrink, const typename E::Type* values, int64_t token,
-                       int count, int n, float* gathered, int64_t stride) {
+template <class E, int R, int V, bool kFetches>
+PIO_APART void gather(const float (*p)[kTile], const float* shrink, const typename E::Type* values, int64_t token,
+                      int count, int n, const char* wanted, int64_t wanted_token, float* gathered, int64_t stride) {
   constexpr int kParts = E::kPerLane;
   F32 acc[R][V * kParts];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int i = 0; i < V * kParts; ++i) acc[r][i] = mul(load(gathered + r * stride + 16 * i), set(shrink[r]));
   for (int j = 0; j < count; ++j) {
     F32 v[V * kParts];
     const typename E::Type* row = values + j * token;
-    for (int i = 0; i < V; ++i)
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) {
+      if constexpr (kFetches) prefetch_far(wanted + j * wanted_token + i * 64);
       E::widen(V > 1 || n == E::kWide ? E::load(row + i * E::kWide) : E::load_n(row, n), v + i * kParts);
+    }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F32 weight = set(p[r][j]);
+#pragma GCC unroll 8
       for (int i = 0; i < V * kParts; ++i) acc[r][i] = fma(v[i], weight, acc[r][i]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int i = 0; i < V * kParts; ++i) store(gathered + r * stride + 16 * i, acc[r][i]);
 }
 
 constexpr int most_of(int fit, int limit) { return fit < 1 ? 1 : fit > limit ? limit : fit; }
 
-// R query rows against one tile.
+constexpr int kBlocksAtOnce = 2;  // of sixteen tokens, transposed: 36 KB of MLA's latents
+
+// Blocks [begin, end) of R rows' scores.
 template <class E, int R>
-void attend_dense_tile(const KvAttention& a, const Unit& u, const KvScratch& s, int row, int64_t t, int count) {
+PIO_INLINE void score_rows(const KvAttention& a, const KvScratch& s, int row, int begin, int end,
+                           float (*scores)[kTile]) {
+  const int64_t width = a.query_width();
+  const auto* q = reinterpret_cast<const typename E::Type*>(s.queries) + row * width;
+  auto* first = reinterpret_cast<float (*)[kTile]>(&scores[row][16 * begin]);
+  if (end - begin == kBlocksAtOnce)
+    score<E, R, kBlocksAtOnce>(q, width, s.keys, first);
+  else
+    score<E, R, 1>(q, width, s.keys, first);
+}
+
+// Scores of R rows to what they gather of the tile's values; the first rows ask for the next tile's keys meanwhile.
+template <class E, int R>
+void gather_rows(const KvAttention& a, const Unit& u, const KvScratch& s, int row, int64_t t, int count,
+                 float (*all_scores)[kTile]) {
   using Type = typename E::Type;
-  constexpr int kBlocks = most_of(PIO_SUMS / R, 4), kVectors = most_of(PIO_SUMS / (R * E::kPerLane), 4);
-  alignas(64) float scores[R][kTile];
-  const int64_t width = a.query_width(), block = width / E::kPerLane * 16;
-  const Type* q = reinterpret_cast<const Type*>(s.queries) + row * width;
-  const int blocks = (count + 15) / 16;
-  int b = 0;
-  for (; b + kBlocks <= blocks; b += kBlocks)
-    score<E, R, kBlocks>(q, width, s.keys + b * block, reinterpret_cast<float (*)[kTile]>(&scores[0][16 * b]));
-  for (; b < blocks; ++b)
-    score<E, R, 1>(q, width, s.keys + b * block, reinterpret_cast<float (*)[kTile]>(&scores[0][16 * b]));
+  constexpr int kVectors = most_of(PIO_SUMS / (R * E::kPerLane), 4);
+  float (*scores)[kTile] = all_scores + row;
   float shrink[R];
-  for (int r = 0; r < R; ++r) shrink[r] = soften(a, u, *s.state, row + r, t, blocks, scores[r]);
-  const Type* values =
-      reinterpret_cast<const Type*>(a.values) + u.batch * a.v_batch + u.kv_head * a.v_head + t * a.v_token;
+  for (int r = 0; r < R; ++r) shrink[r] = soften(a, u, *s.state, row + r, t, (count + 15) / 16, scores[r]);
+  const auto* values = reinterpret_cast<const Type*>(value_of(a, u, t));
+  const char* wanted = next_keys(a, 0, u, s.next, t);
+  const int64_t size = sizeof(Type), token = size * a.key[0].k_token;
   float* gathered = s.gathered + row * s.stride;
+  const auto columns = row == 0 ? gather<E, R, kVectors, true> : gather<E, R, kVectors, false>;
   int64_t i = 0;
   for (; i + kVectors * E::kWide <= a.value_dim; i += kVectors * E::kWide)
-    gather<E, R, kVectors>(scores, shrink, values + i, a.v_token, count, E::kWide, gathered + i, s.stride);
+    columns(scores, shrink, values + i, a.v_token, count, E::kWide, wanted + i * size, token, gathered + i, s.stride);
   for (; i < a.value_dim; i += E::kWide) {
     const int n = static_cast<int>(a.value_dim - i < E::kWide ? a.value_dim - i : E::kWide);
-    gather<E, R, 1>(scores, shrink, values + i, a.v_token, count, n, gathered + i, s.stride);
+    gather<E, R, 1, false>(scores, shrink, values + i, a.v_token, count, n, nullptr, 0, gathered + i, s.stride);
   }
+}
+
+template <int R>
+struct Rows {
+  static constexpr int kCount = R;
+};
+
+// do_rows(Rows<R>(), row) for all rows, as many at a time as the registers hold.
+template <class Do>
+PIO_INLINE void by_rows(int rows, const Do& do_rows) {
+  int row = 0;
+#if PIO_SUMS >= 16
+  for (; row + 8 <= rows; row += 8) do_rows(Rows<8>(), row);
+  for (; row + 4 <= rows; row += 4) do_rows(Rows<4>(), row);
+#endif
+  for (; row + 2 <= rows; row += 2) do_rows(Rows<2>(), row);
+  for (; row < rows; ++row) do_rows(Rows<1>(), row);
 }
 
 template <class E>
@@ -162,18 +229,18 @@ void attend_dense_of(const KvAttention& a, const Unit& u, const KvScratch& s) {
     s.state->most[r] = kHidden;
     s.state->sum[r] = 0;
   }
+  fetch_beginning(a, u, s.next);
   std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(u.rows * s.stride));
   take_dense_queries<E>(a, u, s.queries);
+  alignas(64) float scores[kRows][kTile];
   for (int64_t t = u.from; t < u.to; t += kTile) {
-    const int count = static_cast<int>(u.to - t < kTile ? u.to - t : kTile);
-    take_keys<E>(a, u, t, count, s.keys);
-    int row = 0;
-#if PIO_SUMS >= 16
-    for (; row + 8 <= u.rows; row += 8) attend_dense_tile<E, 8>(a, u, s, row, t, count);
-    for (; row + 4 <= u.rows; row += 4) attend_dense_tile<E, 4>(a, u, s, row, t, count);
-#endif
-    for (; row + 2 <= u.rows; row += 2) attend_dense_tile<E, 2>(a, u, s, row, t, count);
-    for (; row < u.rows; ++row) attend_dense_tile<E, 1>(a, u, s, row, t, count);
+    const int count = static_cast<int>(u.to - t < kTile ? u.to - t : kTile), blocks = (count + 15) / 16;
+    for (int b = 0; b < blocks; b += kBlocksAtOnce) {
+      const int end = b + kBlocksAtOnce < blocks ? b + kBlocksAtOnce : blocks;
+      take_keys<E>(a, u, s, t, count, b, end);
+      by_rows(u.rows, [&](auto rows, int row) { score_rows<E, rows.kCount>(a, s, row, b, end, scores); });
+    }
+    by_rows(u.rows, [&](auto rows, int row) { gather_rows<E, rows.kCount>(a, u, s, row, t, count, scores); });
   }
 }
 
@@ -243,14 +310,14 @@ int64_t rows_of(const KvAttention& a) {
   return rows <= 16 ? 16 : (rows + 31) / 32 * 32;
 }
 
-// The calling thread's own memory for one unit: queries, a tile of keys (on AMX one of values too) and, where the
-// history is not split, what is gathered.
+// The calling thread's own memory for one unit: queries, half a tile of keys (on AMX a tile, and one of values) and,
+// where the history is not split, what is gathered.
 KvScratch own_memory(const KvAttention& a, int64_t rows, int64_t stride, bool gathers) {
   const int64_t width = a.query_width(), per_float = 4 / static_cast<int64_t>(size_of(a.dtype));
-  const int64_t keys = kTile * (width + (on_tiles(a) ? stride : 0)) / per_float;
+  const int64_t keys = kTile * (on_tiles(a) ? width + stride : width / 2) / per_float;
   const int64_t queries = rows * width / per_float;
   float* memory = scratch_floats(1, keys + queries + (gathers ? rows * stride : 0));
-  return {nullptr, memory + keys + queries, stride, reinterpret_cast<char*>(memory + keys), memory};
+  return {nullptr, memory + keys + queries, stride, reinterpret_cast<char*>(memory + keys), memory, nullptr};
 }
 
 int threads_of(const KvAttention& a, int64_t batch, int threads) {
@@ -262,7 +329,7 @@ int threads_of(const KvAttention& a, int64_t batch, int threads) {
 // All splits of one place (batch row, KV head, block of query rows), then its output; or one split alone when the
 // places are too few to share out.
 void run(const KvAttention& a, int64_t batch, int threads) {
-  const Plan p = plan(a, batch, most_rows(a));
+  const Plan p = plan(a, batch, most_rows(a), on_tiles(a) ? kPart : 16);
   const int64_t places = batch * a.kv_heads * p.row_blocks, stride = a.padded(a.value_dim);
   const int64_t rows = rows_of(a), room = rows * stride;
   const bool alone = p.splits == 1;
@@ -274,6 +341,11 @@ void run(const KvAttention& a, int64_t batch, int threads) {
     for (int64_t i = begin; i < end; ++i) {
       const Unit u = unit_of(a, p, i / p.splits, i % p.splits);
       KvScratch s = own_memory(a, rows, stride, alone);
+      Unit next;
+      if (u.to - u.from <= kStretch && i + 1 < places * p.splits) {
+        next = unit_of(a, p, (i + 1) / p.splits, (i + 1) % p.splits);
+        s.next = &next;
+      }
       s.state = alone ? &own_state : &states[static_cast<size_t>(i)];
       if (!alone) s.gathered = gathered + i * room;
       attend(a, u, s);
