@@ -99,6 +99,7 @@ struct Scratch {
   RowState* state;
   float* gathered;  // [rows, stride]
   int64_t stride;
+  const Unit* next;  // of a short unit the one that this thread mostly has next, or null
 };
 
 struct QueryMemory {

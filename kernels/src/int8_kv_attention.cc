@@ -46,15 +46,40 @@ void take_queries(const Int8Attention& a, const Unit& u, QueryPart* parts) {
     }
 }
 
-// Tokens from those of the tile at t to what is asked for meanwhile, in the second-level cache: the next tile, and at
-// the end of a history the next KV head's first.
-PIO_INLINE int64_t ahead_of(const Int8Attention& a, const Unit& u, int64_t t) {
-  if (t + kTile < a.length) return kTile;
-  return u.kv_head + 1 < a.kv_heads ? a.capacity - t : 0;
+// Where a unit begins, in tokens of the cache.
+PIO_INLINE int64_t begin_of(const Int8Attention& a, const Unit& u) {
+  return (u.batch * a.kv_heads + u.kv_head) * a.capacity + u.from;
+}
+
+// Tokens from those of the tile at t to what is asked for meanwhile, into the second-level cache: the next tile; of
+// short units the next unit, since a tile or two are over before memory has answered.
+PIO_INLINE int64_t ahead_of(const Int8Attention& a, const Unit& u, const Unit* next, int64_t t) {
+  if (next) return begin_of(a, *next) - begin_of(a, u);
+  return t + kTile < u.to ? kTile : 0;
+}
+
+PIO_INLINE void fetch_tokens(const Int8Attention& a, int64_t from, int64_t count) {
+  const auto fetch = [](const void* p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) prefetch_far(static_cast<const char*>(p) + i);
+  };
+  for (int part = 0; part < a.parts; ++part) {
+    fetch(a.key[part].codes + from * a.key[part].dim, count * a.key[part].dim);
+    fetch(a.key[part].scales + from, count * 4);
+  }
+  fetch(a.value_codes + from * a.value_dim, count * a.value_dim);
+  fetch(a.value_scales + from, count * 4);
+}
+
+// The first tile, or all of a short unit, unless the thread's last unit asked for it.
+void fetch_beginning(const Int8Attention& a, const Unit& u, const Unit* next) {
+  thread_local int64_t asked_for = -1;
+  const bool came = asked_for == begin_of(a, u);
+  asked_for = next ? begin_of(a, *next) : -1;
+  if (!came) fetch_tokens(a, begin_of(a, u), next ? u.to - u.from : std::min(kTile, u.to - u.from));
 }
 
 // scores[r][0..16) += q . k of sixteen tokens, scaled. ahead: bytes to what is fetched meanwhile.
-template <int R, bool kFetches>
+template <int R>
 PIO_INLINE void score_block(const QueryPart& q, int row, const uint8_t* codes, const float* scales, int64_t dim,
                             int64_t ahead, float softmax_scale, F32* scores) {
   I32 hi[R], lo[R];
@@ -62,7 +87,7 @@ PIO_INLINE void score_block(const QueryPart& q, int row, const uint8_t* codes, c
   const int8_t* q_hi = q.hi + row * q.stride;
   const int8_t* q_lo = q.lo + row * q.stride;
   for (int64_t i = 0; i < dim; i += 4) {
-    if constexpr (kFetches) prefetch_far(codes + 16 * i + ahead);
+    prefetch_far(codes + 16 * i + ahead);
     const Bytes k = load_bytes(codes + 16 * i);
     for (int r = 0; r < R; ++r) {
       hi[r] = dot_bytes(hi[r], k, repeat4(q_hi + r * q.stride + i));
@@ -110,7 +135,7 @@ PIO_INLINE void probabilities(RowState& state, int row, const float* scores, con
 }
 
 // gathered[r] = gathered[r] * shrink + the tile's probabilities times its values.
-template <int R, bool kFetches>
+template <int R>
 PIO_INLINE void gather_values(const TileParts& tile, const uint8_t* codes, int64_t dim, int64_t ahead, int blocks,
                               float* gathered, int64_t stride) {
   alignas(64) int32_t sums[R][kWidestHead + 16];
@@ -119,7 +144,7 @@ PIO_INLINE void gather_values(const TileParts& tile, const uint8_t* codes, int64
     for (int r = 0; r < R; ++r) hi[r] = lo[r] = set_i32(0);
     for (int b = 0; b < blocks; ++b) {
       const uint8_t* from = codes + 16 * (b * dim + i);
-      if constexpr (kFetches) prefetch_far(from + ahead);
+      prefetch_far(from + ahead);
       const Bytes v = transpose_quarters(load_bytes(from));
       for (int r = 0; r < R; ++r) {
         hi[r] = dot_bytes(hi[r], v, load_bytes(tile.parts[r][0][b]));
@@ -140,31 +165,26 @@ PIO_INLINE void gather_values(const TileParts& tile, const uint8_t* codes, int64
 }
 
 // R query rows against one tile.
-template <int R, bool kFetches>
+template <int R>
 void attend_tile(const Int8Attention& a, const Unit& u, const Scratch& s, int row, int64_t t, int blocks) {
   alignas(64) float scores[R][kTile];
   const int64_t base = (u.batch * a.kv_heads + u.kv_head) * a.capacity + t;
-  const int64_t ahead = ahead_of(a, u, t);
-  if constexpr (kFetches)
-    for (int64_t i = ahead; i < ahead + kTile; i += 16) {
-      for (int part = 0; part < a.parts; ++part) prefetch_far(a.key[part].scales + base + i);
-      prefetch_far(a.value_scales + base + i);
-    }
+  const int64_t ahead = row == 0 ? ahead_of(a, u, s.next, t) : 0;
   for (int b = 0; b < blocks; ++b) {
     F32 block[R];
     for (int r = 0; r < R; ++r) block[r] = set(0);
     for (int part = 0; part < a.parts; ++part) {
       const KeyPart& key = a.key[part];
-      score_block<R, kFetches>(s.query[part], row, key.codes + (base + 16 * b) * key.dim, key.scales + base + 16 * b,
-                               key.dim, ahead * key.dim, a.softmax_scale, block);
+      score_block<R>(s.query[part], row, key.codes + (base + 16 * b) * key.dim, key.scales + base + 16 * b, key.dim,
+                     ahead * key.dim, a.softmax_scale, block);
     }
     for (int r = 0; r < R; ++r)
       store(scores[r] + 16 * b, max(add(block[r], visible(a, u, row + r, t + 16 * b)), set(kHidden)));
   }
   TileParts tile;
   for (int r = 0; r < R; ++r) probabilities(*s.state, row + r, scores[r], a.value_scales + base, blocks, tile, r);
-  gather_values<R, kFetches>(tile, a.value_codes + base * a.value_dim, a.value_dim, ahead * a.value_dim, blocks,
-                             s.gathered + row * s.stride, s.stride);
+  gather_values<R>(tile, a.value_codes + base * a.value_dim, a.value_dim, ahead * a.value_dim, blocks,
+                   s.gathered + row * s.stride, s.stride);
 }
 
 // One unit, its queries taken: leaves maxima, sums and unnormalized outputs of its rows in the scratch memory.
@@ -173,19 +193,14 @@ void attend(const Int8Attention& a, const Unit& u, const Scratch& s) {
     s.state->most[r] = kHidden;
     s.state->sum[r] = 0;
   }
+  fetch_beginning(a, u, s.next);
   std::memset(s.gathered, 0, sizeof(float) * static_cast<size_t>(u.rows * s.stride));
   for (int64_t t = u.from; t < u.to; t += kTile) {
     const int blocks = static_cast<int>(((u.to - t < kTile ? u.to - t : kTile) + 15) / 16);
-    if (u.rows == 8) {  // of few rows, which wait for memory
-      attend_tile<8, true>(a, u, s, 0, t, blocks);
-      continue;
-    }
     int row = 0;
-    if (u.rows < 8)
-      for (; row + 4 <= u.rows; row += 4) attend_tile<4, true>(a, u, s, row, t, blocks);
-    for (; row + 8 <= u.rows; row += 8) attend_tile<8, false>(a, u, s, row, t, blocks);
-    for (; row + 4 <= u.rows; row += 4) attend_tile<4, false>(a, u, s, row, t, blocks);
-    for (; row < u.rows; ++row) attend_tile<1, false>(a, u, s, row, t, blocks);
+    for (; row + 8 <= u.rows; row += 8) attend_tile<8>(a, u, s, row, t, blocks);
+    for (; row + 4 <= u.rows; row += 4) attend_tile<4>(a, u, s, row, t, blocks);
+    for (; row < u.rows; ++row) attend_tile<1>(a, u, s, row, t, blocks);
   }
 }
 
@@ -250,8 +265,11 @@ void run(const Int8Attention& a, int64_t batch, int threads) {
     float* own = alone ? scratch_floats(1, room) : nullptr;
     for (int64_t i = begin; i < end; ++i) {
       const Unit u = unit_of(a, p, i / p.splits, i % p.splits);
+      Unit next;
+      const bool another = u.to - u.from <= kStretch && i + 1 < places * p.splits;
+      if (another) next = unit_of(a, p, (i + 1) / p.splits, (i + 1) % p.splits);
       const Scratch s{memory.parts, alone ? &own_state : &states[static_cast<size_t>(i)],
-                      alone ? own : gathered + i * room, stride};
+                      alone ? own : gathered + i * room, stride, another ? &next : nullptr};
       PIO_CALL(take_queries)(a, u, s.query);
       attend(a, u, s);
       if (alone) PIO_CALL(finish_rows)(a, u, 0, u.rows, &own_state, own, stride, 1);
