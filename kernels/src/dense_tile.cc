@@ -4,16 +4,15 @@
 // Lanes run along the columns, which is how both are stored; a product is one chain of multiply-adds per lane and the
 // lanes are added at the end, always in the same order.
 #ifdef PIO_ISA
+#include "simd/ahead.inc"
 #include "simd/elements.inc"
 namespace pio::PIO_ISA {
 
-// How far ahead of what a single row of activations multiplies the weights are fetched: it waits for memory. Sapphire
-// Rapids, 9,728 x 2,560 in bf16, eight rows of weights: 19.6 GB/s without, 22.7 to 23.2 with 256 to 1,024 bytes,
-// and 21.6 where the beginnings of the following rows are left out.
-constexpr int64_t kAheadBytes = 512;
-
-// W weight rows (a multiple of 4), `stride` bytes apart, and T activation rows: out[t * 16 + i], i < W.
-template <class E, int W, int T>
+// W weight rows (a multiple of 4), `stride` bytes apart, and T activation rows: out[t * 16 + i], i < W. A single
+// activation row waits for memory: Sapphire Rapids, 9,728 x 2,560 in bf16, eight rows of weights, 19.6 GB/s without
+// fetching ahead, 22.7 to 23.2 with 256 to 1,024 bytes, and 21.6 where the beginnings of the following rows are left
+// out.
+template <class E, int W, int T, class Ahead>
 void multiply_dense(const void* const* weights, int64_t stride, const void* const* rows, int64_t cols, float* out) {
   using Type = typename E::Type;
   const Type *w[W], *x[T];
@@ -27,10 +26,10 @@ void multiply_dense(const void* const* weights, int64_t stride, const void* cons
     typename E::Lanes a[T];
     for (int t = 0; t < T; ++t) a[t] = E::load(x[t] + k);
     // At the end of the rows, the beginnings of those that follow.
-    const int64_t place = k * static_cast<int64_t>(sizeof(Type)) + kAheadBytes;
+    const int64_t place = k * static_cast<int64_t>(sizeof(Type)) + Ahead::kDenseBytes;
     const int64_t ahead = place < stride ? place : place + (W - 1) * stride;
     for (int i = 0; i < W; ++i) {
-      if constexpr (T == 1) prefetch(reinterpret_cast<const char*>(w[i]) + ahead);
+      if constexpr (T == 1) Ahead::fetch(reinterpret_cast<const char*>(w[i]) + ahead);
       const auto b = E::load(w[i] + k);
       for (int t = 0; t < T; ++t) acc[t][i] = E::dot(acc[t][i], b, a[t]);
     }
@@ -46,7 +45,7 @@ void multiply_dense(const void* const* weights, int64_t stride, const void* cons
     for (int i = 0; i < W; i += 4) store_sums4(out + t * kDensePanel + i, acc[t] + i);
 }
 
-template <class E, int T>
+template <class E, int T, class Ahead>
 void multiply_panel_rows(const char* w, int64_t stride, int n_w, const void* const* x, int64_t cols, float* out) {
   // Few rows: as many weight rows at once as hide the latency of the dot products. One row on its own reads memory,
   // and eight streams are what the prefetchers follow.
@@ -55,11 +54,11 @@ void multiply_panel_rows(const char* w, int64_t stride, int n_w, const void* con
   int i = 0;
   for (; i + kAtOnce <= n_w; i += kAtOnce) {
     for (int j = 0; j < kAtOnce; ++j) some[j] = w + (i + j) * stride;
-    multiply_dense<E, kAtOnce, T>(some, stride, x, cols, out + i);
+    multiply_dense<E, kAtOnce, T, Ahead>(some, stride, x, cols, out + i);
   }
   for (; i < n_w; i += 4) {
     for (int j = 0; j < 4; ++j) some[j] = w + (i + j < n_w ? i + j : n_w - 1) * stride;
-    multiply_dense<E, 4, T>(some, stride, x, cols, out + i);
+    multiply_dense<E, 4, T, Ahead>(some, stride, x, cols, out + i);
   }
 }
 
@@ -67,18 +66,19 @@ template <class E>
 void multiply_panel(const char* w, int64_t stride, int n_w, const void* const* x, int n_x, int64_t cols, float* out) {
   switch (n_x) {
     case 1:
-      return multiply_panel_rows<E, 1>(w, stride, n_w, x, cols, out);
+      return few_ways() ? multiply_panel_rows<E, 1, Far>(w, stride, n_w, x, cols, out)
+                        : multiply_panel_rows<E, 1, Near>(w, stride, n_w, x, cols, out);
 #if PIO_DENSE_ROWS > 1
     case 2:
-      return multiply_panel_rows<E, 2>(w, stride, n_w, x, cols, out);
+      return multiply_panel_rows<E, 2, Near>(w, stride, n_w, x, cols, out);
     case 3:
-      return multiply_panel_rows<E, 3>(w, stride, n_w, x, cols, out);
+      return multiply_panel_rows<E, 3, Near>(w, stride, n_w, x, cols, out);
     case 4:
-      return multiply_panel_rows<E, 4>(w, stride, n_w, x, cols, out);
+      return multiply_panel_rows<E, 4, Near>(w, stride, n_w, x, cols, out);
     case 5:
-      return multiply_panel_rows<E, 5>(w, stride, n_w, x, cols, out);
+      return multiply_panel_rows<E, 5, Near>(w, stride, n_w, x, cols, out);
     case 6:
-      return multiply_panel_rows<E, 6>(w, stride, n_w, x, cols, out);
+      return multiply_panel_rows<E, 6, Near>(w, stride, n_w, x, cols, out);
 #endif
   }
 }
@@ -97,7 +97,8 @@ DenseTile dense_tile() {
 }  // namespace pio::PIO_ISA
 #else
 #define PIO_FILE "src/dense_tile.cc"
-#include "dense.h"  // before it: the first half needs it too
+#include "caches.h"  // before it: the first half needs both too
+#include "dense.h"
 
 #include "foreach_isa.h"
 #include "quant.h"

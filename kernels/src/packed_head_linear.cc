@@ -5,6 +5,7 @@
 // are transposed in registers, as int8_kv_attention does with values. The relative error of such an x is 2^-14 of its
 // largest element.
 #ifdef PIO_ISA
+#include "simd/ahead.inc"
 #include "simd/two_parts.inc"
 namespace pio::PIO_ISA {
 
@@ -42,12 +43,10 @@ PIO_INLINE void take_factors(const Packed& w, int64_t group, const float* x, Fac
   out.zero = -(w.bits == 4 ? kNibbleZero : kByteZero) * sum(all);
 }
 
-// Bytes of a panel that are asked for ahead; a head's panels are a page each, over which no prefetcher looks.
-constexpr int64_t kAheadOfHead = 512;
-
 // out[0 .. group) = the factors times one group of columns. Two steps at a time: the sums of one are a chain that
-// leaves the multipliers idle for half of the time. ahead: bytes to what comes next.
-template <int bits>
+// leaves the multipliers idle for half of the time. A head's panels are a page each, over which no prefetcher looks.
+// ahead: bytes to what comes next.
+template <int bits, class Ahead>
 void multiply_group(const Packed& w, int64_t group, const Factors& x, int64_t ahead, float* out) {
   constexpr int kQuads = bits == 4 ? 4 : 2, kStep = 4 * kQuads;  // of columns
   alignas(64) int32_t sums[kMostGroup];
@@ -58,8 +57,8 @@ void multiply_group(const Packed& w, int64_t group, const Factors& x, int64_t ah
     for (int i = 0; i < kQuads; ++i) hi[i] = lo[i] = set_i32(0);
     for (int64_t p = 0; p < panels; ++p) {
       const uint8_t* from = data + p * between;
-      prefetch(from + ahead);
-      prefetch(from + ahead + 64);
+      Ahead::fetch(from + ahead);
+      Ahead::fetch(from + ahead + 64);
       const Bytes x_hi = load_bytes(x.hi[p]), x_lo = load_bytes(x.lo[p]);
       const Bytes both[2] = {load_bytes(from), load_bytes(from + 64)};
       for (int i = 0; i < kQuads; ++i) {
@@ -83,16 +82,16 @@ void multiply_group(const Packed& w, int64_t group, const Factors& x, int64_t ah
 
 // out[0 .. cols) of groups [begin, end) for one row of x [rows of w]. next: bytes from the end of a panel to the same
 // panel of the next head.
-template <class T>
-PIO_INLINE void multiply_columns(const Packed& w, const T* x, T* out, int64_t begin, int64_t end, int64_t next) {
+template <class Ahead, class T>
+void multiply_columns(const Packed& w, const T* x, T* out, int64_t begin, int64_t end, int64_t next) {
   alignas(64) float wide[kMostHeadPanels * 16], y[kMostGroup];
   Factors factors;
   for (int64_t i = 0; i < w.rows; i += 16) store(wide + i, load_as(x + i));
   for (int64_t g = begin; g < end; ++g) {
     take_factors(w, g, wide, factors);
     const int64_t left = w.panel_bytes() - g * w.group_bytes();
-    const int64_t ahead = kAheadOfHead + (kAheadOfHead < left ? 0 : next);
-    w.bits == 4 ? multiply_group<4>(w, g, factors, ahead, y) : multiply_group<8>(w, g, factors, ahead, y);
+    const int64_t ahead = Ahead::kHeadBytes + (Ahead::kHeadBytes < left ? 0 : next);
+    w.bits == 4 ? multiply_group<4, Ahead>(w, g, factors, ahead, y) : multiply_group<8, Ahead>(w, g, factors, ahead, y);
     const int64_t from = g * w.group, to = std::min(from + w.group, w.cols);
     for (int64_t c = from; c < to; c += 16) {
       const int n = static_cast<int>(std::min<int64_t>(16, to - c));
@@ -101,10 +100,14 @@ PIO_INLINE void multiply_columns(const Packed& w, const T* x, T* out, int64_t be
   }
 }
 
+template <class T>
+void columns_of(const Packed& w, const void* x, void* out, int64_t begin, int64_t end, int64_t next) {
+  const auto multiply = few_ways() ? multiply_columns<Far, T> : multiply_columns<Near, T>;
+  multiply(w, static_cast<const T*>(x), static_cast<T*>(out), begin, end, next);
+}
+
 void packed_columns(const Packed& w, const void* x, void* out, Dtype dtype, int64_t begin, int64_t end, int64_t next) {
-  if (dtype == Dtype::f32)
-    return multiply_columns(w, static_cast<const float*>(x), static_cast<float*>(out), begin, end, next);
-  multiply_columns(w, static_cast<const uint16_t*>(x), static_cast<uint16_t*>(out), begin, end, next);
+  (dtype == Dtype::f32 ? columns_of<float> : columns_of<uint16_t>)(w, x, out, begin, end, next);
 }
 
 }  // namespace pio::PIO_ISA
@@ -116,6 +119,7 @@ constexpr int kMostHeadPanels = 32;  // of a head; more rows of int8 could overf
 constexpr int kMostGroup = 128;
 constexpr int kNibbleZero = 8;
 }  // namespace pio
+#include "caches.h"
 #include "dense.h"
 #include "entries.h"
 #include "heads.h"

@@ -4,27 +4,22 @@
 // The weights' zero point (8 or 128) costs nothing: the integer sum starts at minus zero point times the sum of
 // the activations.
 #ifdef PIO_ISA
+#include "simd/ahead.inc"
 namespace pio::PIO_ISA {
 
-// A single row waits for memory, and memory gives most to several streams with little room ahead of each. Sapphire
-// Rapids, 9,728 x 2,560 in int4: two panels and 4 KiB 20 to 21 GB/s, eight panels and 512 bytes 28 (groups of 32), 29
-// (64), 27 (128).
-constexpr int kAheadBytes = 512;
-constexpr int kAheadScales = 64;
-
-// One group of columns of P panels times a single row. left: bytes until the panels end, next: from there to what is
-// read then.
-template <int bits, int P>
+// One group of columns of P panels times a single row, which waits for memory; memory gives most to several streams.
+// left: bytes until the panels end, next: from there to what is read then.
+template <int bits, int P, class Ahead>
 PIO_INLINE void dot_group_alone(const uint8_t* const* w, const char* a, int group, int64_t left, int64_t next,
                                 I32 (&acc)[P][1]) {
   constexpr int kStep = 32 / bits;  // columns in 64 bytes
   for (int k = 0; k < group; k += kStep) {
-    const int64_t ahead = k * 64 / kStep + kAheadBytes < left ? kAheadBytes : kAheadBytes + next;
+    const int64_t ahead = Ahead::kPanelBytes + (k * 64 / kStep + Ahead::kPanelBytes < left ? 0 : next);
     const Bytes first4 = repeat4(a + k), next4 = repeat4(a + k + (bits == 4 ? 4 : 0));
     for (int p = 0; p < P; ++p) {
       const uint8_t* from = w[p] + k * 64 / kStep;
       const Bytes all = load_bytes(from);
-      prefetch(from + ahead);
+      Ahead::fetch(from + ahead);
       if constexpr (bits == 4)
         acc[p][0] = dot_nibbles(dot_nibbles(acc[p][0], low_nibbles(all), first4), high_nibbles(all), next4);
       else
@@ -72,7 +67,7 @@ PIO_INLINE int32_t minus_sum_of(const char* a, int group) {
   return out;
 }
 
-template <int bits, int P, int T>
+template <int bits, int P, int T, class Ahead>
 void multiply(const Packed& weight, const int64_t* panels, const Activations& act, const int64_t* rows, float* out) {
   const int64_t groups = weight.groups(), group_bytes = weight.group_bytes(), act_bytes = act.group_bytes();
   const int group = weight.group;
@@ -97,14 +92,15 @@ void multiply(const Packed& weight, const int64_t* panels, const Activations& ac
       for (int p = 0; p < P; ++p) acc[p][t] = start;
     }
     if constexpr (T == 1)
-      dot_group_alone<bits, P>(w, a[0], group, weight.panel_bytes() - g * group_bytes, next * weight.panel_bytes(),
-                               acc);
+      dot_group_alone<bits, P, Ahead>(w, a[0], group, weight.panel_bytes() - g * group_bytes,
+                                      next * weight.panel_bytes(), acc);
     else
       dot_group<bits, P, T>(w, a, group, acc);
-    const int64_t ahead = kAheadScales + (g * kLanes + kAheadScales < groups * kLanes ? 0 : next * groups * kLanes);
+    const int64_t here = g * kLanes + Ahead::kPanelScales;
+    const int64_t ahead = Ahead::kPanelScales + (here < groups * kLanes ? 0 : next * groups * kLanes);
     for (int p = 0; p < P; ++p) {
       const F32 scale = load_bf16(ws[p] + g * kLanes);
-      if constexpr (T == 1) prefetch(ws[p] + g * kLanes + ahead);
+      if constexpr (T == 1) Ahead::fetch(ws[p] + g * kLanes + ahead);
       for (int t = 0; t < T; ++t) y[p][t] = fma(to_f32(acc[p][t]), mul(scale, set(scale_of(a[t], group))), y[p][t]);
       w[p] += group_bytes;
     }
@@ -119,42 +115,49 @@ void multiply_rows(const Packed& w, const int64_t* panels, const Activations& a,
                    float* out) {
   switch (n_rows) {
     case 2:
-      return multiply<bits, P, 2>(w, panels, a, rows, out);
+      return multiply<bits, P, 2, Near>(w, panels, a, rows, out);
 #if PIO_TILE_ROWS > 2
     case 3:
-      return multiply<bits, P, 3>(w, panels, a, rows, out);
+      return multiply<bits, P, 3, Near>(w, panels, a, rows, out);
     case 4:
-      return multiply<bits, P, 4>(w, panels, a, rows, out);
+      return multiply<bits, P, 4, Near>(w, panels, a, rows, out);
 #endif
 #if PIO_TILE_ROWS > 4
     case 5:
-      return multiply<bits, P, 5>(w, panels, a, rows, out);
+      return multiply<bits, P, 5, Near>(w, panels, a, rows, out);
     case 6:
-      return multiply<bits, P, 6>(w, panels, a, rows, out);
+      return multiply<bits, P, 6, Near>(w, panels, a, rows, out);
 #endif
   }
 }
 
 // A single row: as many panels at a time as there are, by powers of two.
-template <int bits>
+template <int bits, class Ahead>
 void multiply_alone(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                     float* out) {
   const auto take = [&](int n, auto multiply) {
     for (; n_panels >= n; n_panels -= n, panels += n, out += n * kLanes) multiply(w, panels, a, rows, out);
   };
 #if PIO_TILE_PANELS > 1
-  take(8, multiply<bits, 8, 1>);
-  take(4, multiply<bits, 4, 1>);
-  take(2, multiply<bits, 2, 1>);
+  take(8, multiply<bits, 8, 1, Ahead>);
+  take(4, multiply<bits, 4, 1, Ahead>);
+  take(2, multiply<bits, 2, 1, Ahead>);
 #endif
-  take(1, multiply<bits, 1, 1>);
+  take(1, multiply<bits, 1, 1, Ahead>);
+}
+
+template <class Ahead>
+void alone_by_bits(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
+                   float* out) {
+  (w.bits == 4 ? multiply_alone<4, Ahead> : multiply_alone<8, Ahead>)(w, panels, n_panels, a, rows, out);
 }
 
 void multiply_tile(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                    int n_rows, float* out) {
-  if (n_rows == 1)
-    return w.bits == 4 ? multiply_alone<4>(w, panels, n_panels, a, rows, out)
-                       : multiply_alone<8>(w, panels, n_panels, a, rows, out);
+  if (n_rows == 1) {
+    const auto alone = few_ways() ? alone_by_bits<Far> : alone_by_bits<Near>;
+    return alone(w, panels, n_panels, a, rows, out);
+  }
 #if PIO_TILE_PANELS > 1
   if (n_panels == 2)
     return w.bits == 4 ? multiply_rows<4, 2>(w, panels, a, rows, n_rows, out)
@@ -170,7 +173,8 @@ Tile tile() { return {PIO_TILE_ROWS, PIO_TILE_PANELS, PIO_TILE_PANELS > 1 ? kMos
 }  // namespace pio::PIO_ISA
 #else
 #define PIO_FILE "src/tile.cc"
-#include "quant.h"  // before it: the first half needs it too
+#include "caches.h"  // before it: the first half needs both too
+#include "quant.h"
 
 #include "foreach_isa.h"
 
