@@ -131,7 +131,7 @@ void multiply_rows(const Packed& w, const int64_t* panels, const Activations& a,
   }
 }
 
-// A single row: as many panels at a time as there are, by powers of two.
+// A single row: as many panels at a time as there are and the memory likes, by powers of two.
 template <int bits, class Ahead>
 void multiply_alone(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                     float* out) {
@@ -139,7 +139,7 @@ void multiply_alone(const Packed& w, const int64_t* panels, int n_panels, const 
     for (; n_panels >= n; n_panels -= n, panels += n, out += n * kLanes) multiply(w, panels, a, rows, out);
   };
 #if PIO_TILE_PANELS > 1
-  take(8, multiply<bits, 8, 1, Ahead>);
+  if constexpr (Ahead::kPanels >= 8) take(8, multiply<bits, 8, 1, Ahead>);
   take(4, multiply<bits, 4, 1, Ahead>);
   take(2, multiply<bits, 2, 1, Ahead>);
 #endif
