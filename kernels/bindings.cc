@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "caches.h"
 #include "check.h"
 #include "decoder/bind.h"
 #include "isa.h"
@@ -25,6 +26,8 @@ NB_MODULE(_native, module) {
   module.def("isa", &isa, "Name of the instruction set in use.");
   module.def("available_isas", &available_isas, "Names of the sets this machine can run, worst first.");
   module.def("set_isa", &set_isa, "name"_a, "Uses that set from now on; 'auto' is the best.");
+  module.def("few_ways", &few_ways, "Whether memory is asked for into the second-level cache: the first has few ways.");
+  module.def("set_few_ways", &set_few_ways, "few"_a, "Takes it for that from now on.");
   module.def("thread_source", &thread_source, "Where threads come from: 'torch' (its OpenMP runtime) or 'own'.");
   module.def("set_thread_source", &set_thread_source, "source"_a, "Takes threads from there from now on.");
   module.def("pool_workers", &pool_workers, "Own worker threads alive, without the caller.");

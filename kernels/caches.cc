@@ -1,5 +1,6 @@
 #include "caches.h"
 
+#include <atomic>
 #include <cstdint>
 
 #include "isa.h"
@@ -34,11 +35,15 @@ int first_level_ways() {
 int first_level_ways() { return kUsual; }
 #endif
 
+std::atomic<bool>& few() {
+  static std::atomic<bool> found{first_level_ways() < 12};
+  return found;
+}
+
 }  // namespace
 
-bool few_ways() {
-  static const bool few = first_level_ways() < 12;
-  return few;
-}
+bool few_ways() { return few().load(std::memory_order_relaxed); }
+
+void set_few_ways(bool value) { few().store(value, std::memory_order_relaxed); }
 
 }  // namespace pio

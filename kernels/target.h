@@ -2,7 +2,8 @@
 #pragma once
 
 #define PIO_INLINE static inline __attribute__((always_inline))
-// A loop with registers of its own: inlined, GCC 12 keeps what is live around it and sends the loop's sums through memory.
+// A loop with registers of its own: inlined, GCC 12 keeps what is live around it and sends the loop's sums through
+// memory.
 #define PIO_APART __attribute__((noinline))
 #define PIO_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
