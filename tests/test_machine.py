@@ -77,6 +77,27 @@ def test_measured_once_and_remembered_with_the_higher_rates(monkeypatch: pytest.
     assert machine.fingerprint().read_bandwidth[MIB].value == 5e9
 
 
+def test_memory_is_read_again_at_the_largest_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_inferencepio.measure import rates
+
+    sizes: list[tuple[int, ...] | None] = []
+    readings = iter([3e9, 5e9, 4e9])
+
+    def read(device: str, wanted: tuple[int, ...] | None = None) -> dict[int, Rate]:
+        sizes.append(wanted)
+        value = next(readings)
+        return {size: Rate(value, 1) for size in wanted or (MIB, 4 * MIB)}
+
+    monkeypatch.setattr(rates, "read_bandwidth", read)
+    monkeypatch.setattr(rates, "arithmetic", lambda device: {"float32": Rate(1e9, 1)})
+    monkeypatch.setattr(machine, "_known", {})
+    for ceiling in (5e9, 5e9):
+        machine.reread()
+        assert machine.fingerprint().read_bandwidth[4 * MIB].value == ceiling
+    assert machine.fingerprint().read_bandwidth[MIB].value == 3e9
+    assert sizes == [None, (4 * MIB,), (4 * MIB,)]
+
+
 @pytest.mark.parametrize(
     ("working_set", "bandwidth"),
     [(1, 100e9), (MIB, 100e9), (15 * MIB, 100e9), (16 * MIB, 50e9), (1 << 40, 10e9)],

@@ -10,7 +10,7 @@ from optimizations.contract import Target
 from optimizations.errors import Refusal
 from pytest_inferencepio.catalog.memory import available_memory
 from pytest_inferencepio.errors import NotEnoughMemory, NotMeasurable
-from pytest_inferencepio.machine import Work, require_possible
+from pytest_inferencepio.machine import Work, require_possible, reread
 from pytest_inferencepio.measure import latency
 from pytest_inferencepio.measure.timing import Interleaver, Paired, quiet_rounds
 from pytest_inferencepio.peers.contract import Peer, PeerRequest, PeerSession
@@ -123,7 +123,9 @@ class Comparison:
         runner = self.measure.after
         ids = torch.tensor([self.prompt], device=runner.model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return latency.generate_once(runner, inputs, self.measure.budget.new_tokens)
+        generation = latency.generate_once(runner, inputs, self.measure.budget.new_tokens)
+        reread(self.measure.device)
+        return generation
 
     def request(self) -> PeerRequest:
         """The unoptimized model of the row, with this process's number of threads."""
