@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "piece.h"
 #include "thread_pool.h"
@@ -80,6 +81,14 @@ Unit unit_of(const Attention& a, const Plan& p, int64_t place, int64_t split) {
   u.from = split * p.stretch;
   u.to = std::min(u.from + p.stretch, seen);
   return u;
+}
+
+// The unit after `u`, the i-th of `units`, where its memory is worth asking for meanwhile: a short one is over before
+// memory has answered. The same thread mostly has it.
+template <class Attention>
+std::optional<Unit> after_short(const Attention& a, const Plan& p, const Unit& u, int64_t i, int64_t units) {
+  if (u.to - u.from > kStretch || i + 1 == units) return std::nullopt;
+  return unit_of(a, p, (i + 1) / p.splits, (i + 1) % p.splits);
 }
 
 // finish(place, begin, end) for rows [begin, end) of every place; a row is made of `floats` values.

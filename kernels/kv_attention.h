@@ -80,6 +80,7 @@ struct KvAttention {
   }
 };
 
+// A unit's key part and values from token t on.
 inline const char* key_of(const KvAttention& a, const DenseKeyPart& k, const Unit& u, int64_t t) {
   return k.k + static_cast<int64_t>(size_of(a.dtype)) * (u.batch * k.k_batch + u.kv_head * k.k_head + t * k.k_token);
 }

@@ -145,12 +145,14 @@ class Measurement:
         warmup: int | None = None,
         with_reference: bool = True,
         suspicious: Callable[[Paired[Sample]], bool] = lambda paired: False,
+        beside: Callable[[], object] = lambda: None,
     ) -> Paired[Sample]:
         """Run `work` on both runners in turn; pytest-benchmark times the optimized side.
 
         Where the machine is noisy pairs are added, up to the budget's `most_pairs`, and up to its `suspect_pairs`
         while they are `suspicious` or to be stored, unless `pairs` says how many. Without a reference (or with
-        `with_reference` false) only the optimized side runs, and `Paired.before` stays empty.
+        `with_reference` false) only the optimized side runs, and `Paired.before` stays empty. `beside` runs after
+        every round and is not timed.
         """
         from pytest_inferencepio.measure.timing import Interleaver, pairs_wanted
 
@@ -161,6 +163,7 @@ class Measurement:
             warmup=self.budget.warmup if warmup is None else warmup,
             seed=self.seed,
             device=self.device,
+            beside=beside,
         )
         if pairs is not None:
             return interleaver.benchmark(self.benchmark, pairs)

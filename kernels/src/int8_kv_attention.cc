@@ -168,7 +168,7 @@ PIO_INLINE void gather_values(const TileParts& tile, const uint8_t* codes, int64
 template <int R>
 void attend_tile(const Int8Attention& a, const Unit& u, const Scratch& s, int row, int64_t t, int blocks) {
   alignas(64) float scores[R][kTile];
-  const int64_t base = (u.batch * a.kv_heads + u.kv_head) * a.capacity + t;
+  const int64_t base = begin_of(a, u) + t - u.from;
   const int64_t ahead = row == 0 ? ahead_of(a, u, s.next, t) : 0;
   for (int b = 0; b < blocks; ++b) {
     F32 block[R];
@@ -265,11 +265,9 @@ void run(const Int8Attention& a, int64_t batch, int threads) {
     float* own = alone ? scratch_floats(1, room) : nullptr;
     for (int64_t i = begin; i < end; ++i) {
       const Unit u = unit_of(a, p, i / p.splits, i % p.splits);
-      Unit next;
-      const bool another = u.to - u.from <= kStretch && i + 1 < places * p.splits;
-      if (another) next = unit_of(a, p, (i + 1) / p.splits, (i + 1) % p.splits);
+      const std::optional<Unit> next = after_short(a, p, u, i, places * p.splits);
       const Scratch s{memory.parts, alone ? &own_state : &states[static_cast<size_t>(i)],
-                      alone ? own : gathered + i * room, stride, another ? &next : nullptr};
+                      alone ? own : gathered + i * room, stride, next ? &*next : nullptr};
       PIO_CALL(take_queries)(a, u, s.query);
       attend(a, u, s);
       if (alone) PIO_CALL(finish_rows)(a, u, 0, u.rows, &own_state, own, stride, 1);

@@ -341,11 +341,8 @@ void run(const KvAttention& a, int64_t batch, int threads) {
     for (int64_t i = begin; i < end; ++i) {
       const Unit u = unit_of(a, p, i / p.splits, i % p.splits);
       KvScratch s = own_memory(a, rows, stride, alone);
-      Unit next;
-      if (u.to - u.from <= kStretch && i + 1 < places * p.splits) {
-        next = unit_of(a, p, (i + 1) / p.splits, (i + 1) % p.splits);
-        s.next = &next;
-      }
+      const std::optional<Unit> next = after_short(a, p, u, i, places * p.splits);
+      s.next = next ? &*next : nullptr;
       s.state = alone ? &own_state : &states[static_cast<size_t>(i)];
       if (!alone) s.gathered = gathered + i * room;
       attend(a, u, s);

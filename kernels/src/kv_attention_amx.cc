@@ -103,12 +103,8 @@ struct Walk {
     }
   }
 
-  const char* key(const DenseKeyPart& k, int64_t t) const {
-    return k.k + 2 * (u.batch * k.k_batch + u.kv_head * k.k_head + t * k.k_token);
-  }
-  const char* value(int64_t t) const {
-    return a.values + 2 * (u.batch * a.v_batch + u.kv_head * a.v_head + t * a.v_token);
-  }
+  const char* key(const DenseKeyPart& k, int64_t t) const { return key_of(a, k, u, t); }
+  const char* value(int64_t t) const { return value_of(a, u, t); }
 
   // A tile from token t on, where there is one. Latents that are keys and values are fetched once.
   void fetch_from(int64_t t) {

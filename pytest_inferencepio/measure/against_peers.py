@@ -73,6 +73,7 @@ class Comparison:
                     self._of_row,
                     warmup=self.measure.budget.warmup,
                     seed=self.measure.seed,
+                    beside=self._reread,
                 )
             )
         finally:
@@ -83,7 +84,7 @@ class Comparison:
         """First the row, then, with its memory given back, the peer: drift between the blocks is not cancelled."""
         measure = self.measure
         rounds: Interleaver[latency.Generation] = Interleaver(
-            None, self._of_row, warmup=measure.budget.warmup
+            None, self._of_row, warmup=measure.budget.warmup, beside=self._reread
         )
         paired = self._rounds(rounds)
         measure.release()
@@ -94,7 +95,10 @@ class Comparison:
         session = peer.open(request)
         try:
             with quiet_rounds():
-                found = [self._of(session) for _ in range(measure.budget.warmup + len(paired))]
+                found = []
+                for _ in range(measure.budget.warmup + len(paired)):
+                    found.append(self._of(session))
+                    self._reread()
         finally:
             session.close()
         paired.before += found[measure.budget.warmup :]
@@ -114,6 +118,9 @@ class Comparison:
                 interleaver.teardown()
         return interleaver.paired
 
+    def _reread(self) -> None:
+        reread(self.measure.device)
+
     def _of(self, session: PeerSession) -> latency.Generation:
         return session.generate(self.prompt, self.measure.budget.new_tokens)
 
@@ -123,9 +130,7 @@ class Comparison:
         runner = self.measure.after
         ids = torch.tensor([self.prompt], device=runner.model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        generation = latency.generate_once(runner, inputs, self.measure.budget.new_tokens)
-        reread(self.measure.device)
-        return generation
+        return latency.generate_once(runner, inputs, self.measure.budget.new_tokens)
 
     def request(self) -> PeerRequest:
         """The unoptimized model of the row, with this process's number of threads."""

@@ -112,6 +112,7 @@ class Interleaver(Generic[Sample]):
     pytest-benchmark times `run_after`; `setup` and `teardown`, which it does not time, run `before` on
     alternating sides of it. Both sides are also timed here with one clock, because a ratio of two different
     clocks' readings would be biased. Without `before` (it does not fit into memory) only `after` is measured.
+    `beside` runs after every round, in nobody's time: what has to be seen in the same minutes.
     """
 
     def __init__(
@@ -122,8 +123,9 @@ class Interleaver(Generic[Sample]):
         warmup: int = 1,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        beside: Callable[[], object] = lambda: None,
     ) -> None:
-        self.before, self.after = before, after
+        self.before, self.after, self.beside = before, after, beside
         self.warmup, self.device = warmup, device
         self.paired: Paired[Sample] = Paired()
         self._round = 0
@@ -148,6 +150,7 @@ class Interleaver(Generic[Sample]):
         """After the timed side: the other side, when this round did not open with it."""
         if not self._opens_with_before():
             self._run_before()
+        self.beside()
         self._round += 1
 
     def benchmark(

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pytest_inferencepio.measurement import Measurement
-
-if TYPE_CHECKING:
-    from optimizations.runner import Runner
-    from pytest_inferencepio.measure.latency import Generation
 
 MEASURED = (
     "time_to_first_token",
@@ -29,13 +23,12 @@ def test_hardware(pio_measure: Measurement) -> None:
     inputs = workloads.prompt(
         after, budget.prompt_tokens, pio_measure.seed
     )  # text: the roofline is the decoder's
-
-    def generate(runner: Runner) -> Generation:
-        generation = latency.generate_once(runner, inputs, budget.new_tokens)
-        machine.reread(pio_measure.device)
-        return generation
-
-    paired = pio_measure.interleave(generate, warmup=budget.warmup, with_reference=False)
+    paired = pio_measure.interleave(
+        lambda runner: latency.generate_once(runner, inputs, budget.new_tokens),
+        warmup=budget.warmup,
+        with_reference=False,
+        beside=lambda: machine.reread(pio_measure.device),
+    )
     found = latency.latency_metrics(paired.after)
     metrics = {name: found[name] for name in MEASURED}
     work = dataclasses.replace(

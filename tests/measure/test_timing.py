@@ -117,6 +117,19 @@ def test_pytest_benchmark_stores_the_real_samples_of_the_after_side(sides: Sides
     assert sides.log in ("BAABBAABBAABBA", "ABBAABBAABBAAB")
 
 
+def test_what_runs_beside_a_round_is_in_nobodys_time(sides: Sides, benchmark: Any) -> None:
+    times_known: list[int] = []
+
+    def beside() -> None:
+        sides.log += "."
+        times_known.append(len(rounds.paired.after_seconds) + len(rounds.paired.before_seconds))
+
+    rounds = Interleaver(sides.before, sides.after, warmup=1, beside=beside)
+    rounds.benchmark(benchmark, pairs=4)
+    assert [sorted(pair) for pair in sides.log.split(".")] == [["A", "B"]] * 5 + [[]]
+    assert times_known == [0, 2, 4, 6, 8]  # both clocks have stopped before it runs
+
+
 def test_pairs_are_added_until_no_more_are_wanted(sides: Sides, benchmark: Any) -> None:
     looks: list[int] = []
 

@@ -107,10 +107,10 @@ def test_no_row_is_rounded_more_coarsely_than_groups_of_32_may_be(
     error, size = (rows.double().unflatten(-1, (-1, 512)) for rows in (byte_rows(x) - x.double(), x))
     assert (error.abs().amax(-1) <= 32**0.5 / 254 * 1.0001 * size.square().mean(-1).sqrt()).all()
     groups = (round_activations(x, 32) - x.double()).unflatten(-1, (-1, 512))
-    # By blocks of 512, since behind the longest tail one value of 98,304 decides what a mean over all is (4.7 of the
-    # groups' in one of 150 seeds). Of those seeds the largest: 1.40 without a tail, 1.50 with 1.0, 0.01 and 0.06 beyond.
-    ratio = error.square().mean(-1).sqrt() / groups.square().mean(-1).sqrt()
-    assert ratio.median() < 1.6
+    ratio = error.square().mean().sqrt() / groups.square().mean().sqrt()
+    if tail == 20.0:  # one value of 98,304 decides such a mean, 4.7 in one of 150 seeds; the typical block of 512 does not
+        ratio = (error.square().mean(-1) / groups.square().mean(-1)).median().sqrt()
+    assert ratio < 1.5  # of 150 seeds at most 1.42 without a tail, 1.24, 0.09 and 0.06 with one
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

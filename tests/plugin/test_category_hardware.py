@@ -46,6 +46,25 @@ def test_the_record_has_ceilings_least_times_and_shares(quick: Project) -> None:
     assert "## Hardware" in report and "| small tiny | wide_arithmetic |" in report
 
 
+def test_reading_is_measured_again_beside_every_sample(project: Project) -> None:
+    counting = '''
+from pytest_inferencepio import machine
+
+reread = machine.reread
+
+def counted(device):
+    with open("reread.txt", "a") as file:
+        file.write(".")
+    reread(device)
+
+machine.reread = counted
+'''
+    project.pytester.makeconftest(CONFTEST + FEW + counting)
+    assert project.run(*RUN, "--pio-optimization=none").ret == 0
+    rounds = json.loads((project.path / "bench.json").read_text())["benchmarks"][0]["stats"]["rounds"]
+    assert (project.path / "reread.txt").read_text() == "." * (rounds + 1)  # and the warm-up
+
+
 def test_wider_weights_take_longer_to_read(quick: Project) -> None:
     assert quick.run(*RUN, "--pio-optimization=none,wide_arithmetic").ret == 0
     narrow, wide = (record["metrics"]["bytes_read_per_token"]["value"] for record in quick.stored())
