@@ -108,7 +108,9 @@ def test_no_row_is_rounded_more_coarsely_than_groups_of_32_may_be(
     assert (error.abs().amax(-1) <= 32**0.5 / 254 * 1.0001 * size.square().mean(-1).sqrt()).all()
     groups = (round_activations(x, 32) - x.double()).unflatten(-1, (-1, 512))
     ratio = error.square().mean().sqrt() / groups.square().mean().sqrt()
-    if tail == 20.0:  # one value of 98,304 decides such a mean, 4.7 in one of 150 seeds; the typical block of 512 does not
+    if (
+        tail == 20.0
+    ):  # one value of 98,304 decides such a mean, 4.7 in one of 150 seeds; the typical block of 512 does not
         ratio = (error.square().mean(-1) / groups.square().mean(-1)).median().sqrt()
     assert ratio < 1.5  # of 150 seeds at most 1.42 without a tail, 1.24, 0.09 and 0.06 with one
 

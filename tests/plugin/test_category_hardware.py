@@ -47,7 +47,7 @@ def test_the_record_has_ceilings_least_times_and_shares(quick: Project) -> None:
 
 
 def test_reading_is_measured_again_beside_every_sample(project: Project) -> None:
-    counting = '''
+    counting = """
 from pytest_inferencepio import machine
 
 reread = machine.reread
@@ -58,7 +58,7 @@ def counted(device):
     reread(device)
 
 machine.reread = counted
-'''
+"""
     project.pytester.makeconftest(CONFTEST + FEW + counting)
     assert project.run(*RUN, "--pio-optimization=none").ret == 0
     rounds = json.loads((project.path / "bench.json").read_text())["benchmarks"][0]["stats"]["rounds"]
