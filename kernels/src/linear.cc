@@ -124,7 +124,7 @@ void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, 
   if (m == 0) return;
   require_address(x, size_of(type), "linear", "x");
   const int used = threads_for(bytes, bytes * 8 / bits * m, threads);
-  if (wide_in_use(type, m)) {
+  if (wide_in_use(type, m, bits)) {
     std::vector<WideTarget> wide;
     for (const Target& target : all) wide.push_back({target.weight, target.bias, target.out});
     return wide_linear(reinterpret_cast<const uint16_t*>(x), m, cols, wide, std::max(1, used));

@@ -5,6 +5,7 @@
 #include "wide_linear.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "dense.h"
 #include "thread_pool.h"
@@ -63,12 +64,15 @@ void run(const Task& task, const WideRows& x, int64_t m) {
   const WideTarget& target = *task.target;
   const int64_t stride = task.tiles * kSumsOfPair;
   float* sums = scratch_floats(1, task.pairs * stride);
-  for (int64_t block = 0; block < x.blocks(); ++block)
-    for (int64_t i = 0; i < task.pairs; ++i) {
-      const int64_t pair = task.pair + i, panels[2] = {2 * pair, 2 * pair + 1};
-      multiply_wide(target.weight, panels, panels_of(target.weight, pair), block, x, task.tile, task.tiles,
-                    sums + i * stride);
-    }
+  const auto weights = [&](int64_t step) {  // all pairs of a block of columns before the next
+    const int64_t pair = task.pair + step % task.pairs;
+    return WideWeights{&target.weight, {2 * pair, 2 * pair + 1}, panels_of(target.weight, pair), step / task.pairs};
+  };
+  const int64_t steps = x.blocks() * task.pairs;
+  for (int64_t step = 0; step < steps; ++step) {
+    const auto next = step + 1 < steps ? std::optional(weights(step + 1)) : std::nullopt;
+    multiply_wide(weights(step), next, x, task.tile, task.tiles, sums + step % task.pairs * stride);
+  }
   store_task(task, m, sums, stride);
 }
 

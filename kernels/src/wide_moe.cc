@@ -2,6 +2,8 @@
 #include "wide_moe.h"
 
 #include <algorithm>
+#include <array>
+#include <optional>
 
 #include "dense.h"
 #include "thread_pool.h"
@@ -9,25 +11,35 @@
 namespace pio {
 namespace {
 
-// From how many rows of its own an expert is unpacked. Measured with bf16 tiles; with int8 ones fewer might do. One
-// core, busy machine, experts of 2048 x 768 in int4 g32: 16 rows 8.7 ms with int8 activations and 8.8 so, 24 rows 9.6
-// and 8.4 (12.9 and 13.5 while others used the caches), 32 rows 16.7 and 15.3, 64 rows 31.0 and 23.5.
-constexpr int64_t kWideExpertRows = 32;
 constexpr int64_t kMostTiles = 32;  // of 16 rows in a piece: their 512 columns stay in the second-level cache
 
 constexpr int kTileSums = kWideTile * kLanes;
+
+using Panels = std::array<int64_t, 2>;
+
+// All blocks of columns of up to two panels times some tiles of x; `then` are the panels after them.
+void multiply_blocks(const Packed& w, const Panels& panels, int n_panels, const std::optional<Panels>& then,
+                     const WideRows& x, int64_t first, int64_t n, float* sums) {
+  const auto weights = [&](const Panels& p, int64_t block) { return WideWeights{&w, {p[0], p[1]}, n_panels, block}; };
+  for (int64_t block = 0; block < x.blocks(); ++block) {
+    const auto next = block + 1 < x.blocks() ? std::optional(weights(panels, block + 1))
+                      : then                 ? std::optional(weights(*then, 0))
+                                             : std::nullopt;
+    multiply_wide(weights(panels, block), next, x, first, n, sums);
+  }
+}
 
 }  // namespace
 
 WideExperts::WideExperts(const PackedLayer& layer, const Routing& routing, Dtype dtype, int64_t tokens, int threads)
     : layer_(layer), routing_(routing) {
-  if (!wide_in_use(dtype, tokens)) return;
+  if (!wide_in_use(dtype, tokens, layer.down.bits)) return;
   const size_t active = routing.experts.size();
   int64_t bytes = 0, most = 0;
   const auto row_bytes = [&](const WideRows& tiles) { return tiles.tiles * kWideTile * width() * 2; };
   for (size_t e = 0; e < active; ++e) {
     const int64_t rows = routing.first[e + 1] - routing.first[e];
-    middle_.push_back({nullptr, wide_rows(layer.down, rows < kWideExpertRows ? 0 : rows)});
+    middle_.push_back({nullptr, wide_rows(layer.down, wide_in_use(dtype, rows, layer.down.bits) ? rows : 0)});
     bytes += middle_.back().tiles.memory() + row_bytes(middle_.back().tiles);
     most += middle_.back().tiles.tiles > 0;
   }
@@ -67,8 +79,10 @@ void WideExperts::gate_and_up(int64_t index, const uint16_t* x) const {
   float* sums = scratch_floats(5, piece.tiles * 2 * kTileSums);
   alignas(64) float y[kTileSums] = {};
   for (int64_t panel = piece.panel; panel < piece.panel + piece.panels; ++panel) {
-    const int64_t both[2] = {panel, panel + layer_.gate_panels};
-    for (int64_t block = 0; block < in.blocks(); ++block) multiply_wide(w, both, 2, block, in, 0, in.tiles, sums);
+    const bool another = panel + 1 < piece.panel + piece.panels;
+    multiply_blocks(w, {panel, panel + layer_.gate_panels}, 2,
+                    another ? std::optional(std::array{panel + 1, panel + 1 + layer_.gate_panels}) : std::nullopt, in,
+                    0, in.tiles, sums);
     for (int64_t i = 0; i < piece.tiles; ++i) {
       const float* gate = sums + i * 2 * kTileSums;
       swiglu_rows(gate, gate + kTileSums, count_of(i), y, kLanes);
@@ -97,12 +111,11 @@ void WideExperts::pack_middle(int threads) const {
 void WideExperts::down_and_add(size_t active, int64_t panel, int n_panels, float* sum, int64_t stride) const {
   const WideRows& middle = middle_[active].tiles;
   const Packed w = expert_of(layer_.down, routing_.experts[active], layer_.down_panels);
-  const int64_t panels[2] = {panel, panel + 1}, end = routing_.first[active + 1];
+  const int64_t end = routing_.first[active + 1];
   for (int64_t tile = 0; tile < middle.tiles; tile += kMostTiles) {
     const int64_t tiles = std::min(kMostTiles, middle.tiles - tile);
     float* sums = scratch_floats(5, tiles * n_panels * kTileSums);
-    for (int64_t block = 0; block < middle.blocks(); ++block)
-      multiply_wide(w, panels, n_panels, block, middle, tile, tiles, sums);
+    multiply_blocks(w, {panel, panel + 1}, n_panels, std::nullopt, middle, tile, tiles, sums);
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t at = routing_.first[active] + (tile + i) * kWideTile;
       const int count = static_cast<int>(std::min<int64_t>(kWideTile, end - at));

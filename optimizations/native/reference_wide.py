@@ -1,7 +1,7 @@
-"""What many bf16 rows over int4 weights are multiplied as on AMX, in plain torch (kernels/wide_bytes.h).
+"""What many bf16 rows over int4 weights are multiplied as, in plain torch: kernels/wide_bytes.h on AMX, wide_integers.h on AVX-512.
 
-Both operands become int8 with one scale per row and 512 columns. A row of x whose largest value there is more than sqrt(32) times
-the root mean square keeps 15 bits: no row is rounded more coarsely than int8 in groups of 32 may round it.
+Weights become int8 with one scale per row and 512 columns, and so do rows of x. Values far above the others keep 15 bits on AMX; on
+AVX-512 they are integers beyond an int8. Either way no row is rounded more coarsely than int8 in groups of 32 may round it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from optimizations.native.reference import levels
 BLOCK = 512
 COARSE_SQUARE = 32.0
 FINE_UNITS = 254.0
-UNIT = torch.tensor(8.0) / torch.tensor(127.0)
+REACH_SQUARE = 16.0
+LEVELS = torch.tensor(127.0)  # a tensor, as torch divides a number by one through its reciprocal
+UNIT = torch.tensor(8.0) / LEVELS
 
 
 def byte_weights(packed: Packed) -> Tensor:
@@ -36,16 +38,34 @@ def byte_weights(packed: Packed) -> Tensor:
 
 
 def byte_rows(x: Tensor) -> Tensor:
-    """Rows of x [..., cols] as one or two int8 times their scale, float64."""
+    """Rows of x [..., cols] as one or two int8 times their scale, float64: on AMX."""
     blocks = [_byte_block(block.float()) for block in x.split(BLOCK, dim=-1)]
+    return torch.cat(blocks, dim=-1)
+
+
+def integer_rows(x: Tensor) -> Tensor:
+    """Rows of x [..., cols] as integers times their step, float64: on AVX-512."""
+    blocks = [_integer_block(block.float()) for block in x.split(BLOCK, dim=-1)]
     return torch.cat(blocks, dim=-1)
 
 
 def _byte_block(x: Tensor) -> Tensor:
     most = x.abs().amax(-1, keepdim=True)
     usable = most > 1e-36
-    y = torch.where(usable, x * (torch.tensor(127.0) / most), 0.0)
+    y = torch.where(usable, x * (LEVELS / most), 0.0)
     whole = torch.round(y)
     fine = usable & (127.0**2 * x.shape[-1] > COARSE_SQUARE * y.square().sum(-1, keepdim=True))
     rest = torch.where(fine, torch.round((y - whole) * FINE_UNITS), 0.0)
     return (whole.double() + rest.double() / FINE_UNITS) * (most / 127.0).double()
+
+
+def _integer_block(x: Tensor) -> Tensor:
+    most = x.abs().amax(-1, keepdim=True)
+    usable = most > 1e-36
+    inverse = LEVELS / most
+    squares = torch.round(torch.where(usable, x * inverse, 0.0)).square().sum(-1, keepdim=True)  # exact
+    reach = torch.sqrt(REACH_SQUARE * squares / x.shape[-1]).clamp(
+        max=127.0
+    )  # of an int8, in 127ths of the largest
+    whole = torch.where(usable, torch.round(x * (inverse * (LEVELS / reach))), 0.0)
+    return whole.double() * (most / LEVELS * (reach / LEVELS)).double()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_fixtures import isa, threads
+from wide_forms import wide
 
-__all__ = ["isa", "threads"]
+__all__ = ["isa", "threads", "wide"]
 
 
 @pytest.fixture

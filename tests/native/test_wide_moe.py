@@ -1,18 +1,18 @@
-"""Experts with many bf16 rows, beside experts with few: on AMX through tiles; all of it against float64."""
+"""Experts with many bf16 rows (test_wide_linear.py), beside experts with few; all of it against float64."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from wide_forms import LEAST, Wide
 
 from optimizations.native.experts import PackedExperts, pack_experts
 from optimizations.native.linear import moe
-from optimizations.native.loader import native
 from optimizations.native.reference import exact_moe
-from optimizations.native.reference_wide import byte_rows, byte_weights
+from optimizations.native.reference_wide import byte_weights
 
 # Root of the mean squared error by the outputs' standard deviation. Where every expert is wide and int8: weights rounded to bf16
 # twice, the middle and the output once (0.004 measured); otherwise two roundings of activations to int8, as for few tokens.
@@ -45,16 +45,6 @@ def uneven(tokens: int, experts: int, generator: torch.Generator) -> tuple[Tenso
     return chosen, torch.rand(tokens, 2, generator=generator)
 
 
-@pytest.fixture
-def amx() -> Iterator[None]:
-    if "amx" not in native().available_isas():
-        pytest.skip("this processor or system has no AMX")
-    before = native().isa()
-    native().set_isa("amx")
-    yield
-    native().set_isa(before)
-
-
 def spread_of_error(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact).square().mean().sqrt() / exact.std())
 
@@ -82,18 +72,20 @@ def test_wide_experts_are_near_float64(
     assert error < (WIDE if (isa, bits) == ("amx", 8) else MIXED)
 
 
-def test_wide_int4_experts_multiply_bytes(amx: None, threads: int, generator: torch.Generator) -> None:
-    """Activations and the middle of an expert as int8 with a scale per 512 columns, outliers in 15 bits."""
+def test_wide_int4_experts_multiply_bytes(wide: Wide, threads: int, generator: torch.Generator) -> None:
+    """Activations and the middle of an expert with a step per 512 columns, outliers among them."""
+    if wide.bits != 4:
+        pytest.skip("int8 experts hold their own bytes")
     packed = layer(generator, 3, 700, 560, 4)
-    x = torch.randn(150, 700, generator=generator).bfloat16()
+    x = torch.randn(180, 700, generator=generator).bfloat16()
     x[::3, 9] = 80.0
-    chosen, weights = even(150, 3, generator)
-    exact = torch.zeros(150, 700, dtype=torch.float64)
+    chosen, weights = even(180, 3, generator)
+    exact = torch.zeros(180, 700, dtype=torch.float64)
     for e in range(3):
         token, choice = (chosen == e).nonzero(as_tuple=True)
-        rows = byte_rows(x[token])
+        rows = wide.rows(x[token])
         gate, up = rows @ byte_weights(packed.gate(e)).T, rows @ byte_weights(packed.up(e)).T
-        middle = byte_rows((torch.nn.functional.silu(gate) * up).bfloat16())
+        middle = wide.rows((torch.nn.functional.silu(gate) * up).bfloat16())
         exact.index_add_(
             0, token, middle @ byte_weights(packed.down(e)).T * weights[token, choice].double()[:, None]
         )
@@ -111,10 +103,10 @@ def test_wide_and_other_experts_in_one_call(
 
 
 @pytest.mark.parametrize("route", [even, uneven])
-def test_same_bits_twice_and_for_any_threads(amx: None, route: Route, generator: torch.Generator) -> None:
-    packed = layer(generator, 7, 256, 200, 4)
-    x = torch.randn(210, 256, generator=generator).bfloat16()
-    chosen, weights = route(210, 7, generator)
+def test_same_bits_twice_and_for_any_threads(wide: Wide, route: Route, generator: torch.Generator) -> None:
+    packed = layer(generator, 7, 256, 200, wide.bits)
+    x = torch.randn(230, 256, generator=generator).bfloat16()
+    chosen, weights = route(230, 7, generator)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = moe(x, chosen, weights, packed)
@@ -124,21 +116,21 @@ def test_same_bits_twice_and_for_any_threads(amx: None, route: Route, generator:
     assert all(torch.equal(again, whole) for again in repeats)
 
 
-def test_few_tokens_and_experts_with_few_keep_their_bits(amx: None, generator: torch.Generator) -> None:
-    """31 tokens on one expert, and 40 tokens of which no expert has 32, are what each token is alone."""
-    packed = layer(generator, 4, 96, 48, 4)
-    x = torch.randn(40, 96, generator=generator).bfloat16()
-    for tokens, chosen in ((31, torch.full((31, 1), 2)), (40, torch.arange(40).view(40, 1) % 4)):
+def test_few_tokens_and_experts_with_few_keep_their_bits(wide: Wide, generator: torch.Generator) -> None:
+    """One token less on one expert, and more tokens of which no expert has as many, are what each token is alone."""
+    packed = layer(generator, 4, 96, 48, wide.bits)
+    few, many = LEAST - 1, LEAST + 8
+    x = torch.randn(many, 96, generator=generator).bfloat16()
+    for tokens, chosen in ((few, torch.full((few, 1), 2)), (many, torch.arange(many).view(many, 1) % 4)):
         weights = torch.ones(tokens, 1)
         alone = [moe(x[t : t + 1], chosen[t : t + 1], weights[:1], packed) for t in range(tokens)]
         assert torch.equal(moe(x[:tokens], chosen, weights, packed), torch.cat(alone))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_not_finite_poisons_its_token_only(amx: None, bits: int, generator: torch.Generator) -> None:
-    packed = layer(generator, 2, 64, 40, bits)
-    x = torch.randn(64, 64, generator=generator).bfloat16()
-    chosen, weights = even(64, 2, generator)
+def test_not_finite_poisons_its_token_only(wide: Wide, generator: torch.Generator) -> None:
+    packed = layer(generator, 2, 64, 40, wide.bits)
+    x = torch.randn(LEAST, 64, generator=generator).bfloat16()
+    chosen, weights = even(LEAST, 2, generator)
     clean = moe(x, chosen, weights, packed)
     x[5, 3] = torch.nan
     y = moe(x, chosen, weights, packed)
