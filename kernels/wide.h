@@ -14,8 +14,8 @@ namespace pio {
 // From how many rows on, of a call or of an expert. 16 draft tokens and the token before them stay below, so a row of
 // theirs has the bits it has alone. Tiles, one core: 512 x 2560 in int4 g32, 32 rows take 0.19 ms as bf16 tiles, 0.29
 // as few rows do; experts of 2048 x 768 on a busy machine, 16 rows 8.8 and 8.7 ms, 24 rows 8.4 and 9.6 (13.5 and 12.9
-// while others used the caches), 32 rows 15.3 and 16.7. Vectors, a prompt of Qwen3-4B: 32 tokens 1.03 times as fast as
-// few rows, 40 tokens 1.00, 48 tokens 1.10.
+// while others used the caches), 32 rows 15.3 and 16.7. Vectors, a prompt of Qwen3-4B: 32 and 40 tokens 0.98 times as
+// fast as few rows, 48 tokens 1.04, 64 tokens 1.08.
 constexpr int64_t kWideRows = 32;
 
 constexpr int kWideTile = 16;         // rows of x in a tile

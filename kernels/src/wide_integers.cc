@@ -1,8 +1,7 @@
 // int4 weights as bytes, bf16 rows as integers, and their products by VPDPBUSD. wide_integers.h says what for.
 //
-// VPDPBUSD takes one operand without a sign: weights are stored 128 higher, and a row's sums begin with -128 times the
-// sum of its integers.
-#include <cmath>
+// VPDPBUSD takes one operand without a sign: weights are stored 128 higher, and -128 times the sum of a row's integers
+// is added to its sums. High bytes are multiplied first, and the sums then shifted.
 #include <cstdint>
 #include <cstring>
 
@@ -30,55 +29,80 @@ constexpr int64_t kChunk = kRows * kByteColumns;  // bytes of eight rows' 64 col
 struct Eight {
   const char* values;  // [chunks][8][64]
   const IntegerRows::Head* head;
-  const IntegerRows::Again* again;
+  const IntegerRows::High* high;
   int row;  // the first
 };
 
-// J panels at w times eight rows: exact sums.
+// sums[8][J][16] = J panels at w times the eight rows' high bytes. Row beside row: one row's products alone would each
+// wait for the one before.
 template <int J>
-PIO_INLINE void multiply_eight(const Eight& x, const char* w, int64_t chunks, I32 (&sums)[kRows][J]) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(w);
+PIO_APART void multiply_high(const Eight& x, const char* w, int32_t* sums) {
+  I32 sum[kRows][J];
   for (int t = 0; t < kRows; ++t)
-    for (int j = 0; j < J; ++j) sums[t][j] = shift_left<7>(set_i32(x.head->minus_sum[x.row + t]));
-  const char* from = x.values;
-  for (int64_t c = 0; c < chunks; ++c, from += kChunk)
+    for (int j = 0; j < J; ++j) sum[t][j] = set_i32(0);
+  const IntegerRows::High* entry = x.high;
+  for (int i = 0; i < x.head->high[x.row / kRows]; ++i, entry += kRows) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kRows; ++t) {
+      const Bytes four = repeat4(entry[t].bytes);
+      const auto* quad = reinterpret_cast<const uint8_t*>(w) + entry[t].quad * 64;
+#pragma GCC unroll 2
+      for (int j = 0; j < J; ++j) sum[t][j] = dot_bytes(sum[t][j], load_bytes(quad + j * kPanelBytes), four);
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kRows; ++t)
+#pragma GCC unroll 2
+    for (int j = 0; j < J; ++j) store_i32(sums + (t * J + j) * kLanes, sum[t][j]);
+}
+
+// sums[8][J][16] += J panels at w times the eight rows' low bytes.
+template <int J>
+PIO_APART void multiply_low(const char* x, const char* w, int64_t chunks, int32_t* sums) {
+  I32 sum[kRows][J];
+#pragma GCC unroll 8
+  for (int t = 0; t < kRows; ++t)
+#pragma GCC unroll 2
+    for (int j = 0; j < J; ++j) sum[t][j] = load_i32(sums + (t * J + j) * kLanes);
+  const auto* bytes = reinterpret_cast<const uint8_t*>(w);
+  for (int64_t c = 0; c < chunks; ++c, x += kChunk)
     for (int64_t k = 0; k < kByteColumns; k += 4, bytes += 64) {
       Bytes panel[J];
 #pragma GCC unroll 2
       for (int j = 0; j < J; ++j) panel[j] = load_bytes(bytes + j * kPanelBytes);
 #pragma GCC unroll 8
       for (int t = 0; t < kRows; ++t) {
-        const Bytes four = repeat4(from + t * kByteColumns + k);
+        const Bytes four = repeat4(x + t * kByteColumns + k);
 #pragma GCC unroll 2
-        for (int j = 0; j < J; ++j) sums[t][j] = dot_bytes(sums[t][j], panel[j], four);
+        for (int j = 0; j < J; ++j) sum[t][j] = dot_bytes(sum[t][j], panel[j], four);
       }
     }
-  // Row beside row: one row's products alone would each wait for the one before.
-  const IntegerRows::Again* entry = x.again;
-  for (int i = 0; i < x.head->again[x.row / kRows]; ++i, entry += kRows) {
-#pragma GCC unroll 8
-    for (int t = 0; t < kRows; ++t) {
-      const Bytes four = repeat4(entry[t].values);
-      const auto* quad = reinterpret_cast<const uint8_t*>(w) + entry[t].quad * 64;
-#pragma GCC unroll 2
-      for (int j = 0; j < J; ++j) sums[t][j] = dot_bytes(sums[t][j], load_bytes(quad + j * kPanelBytes), four);
-    }
-  }
-}
-
-// sums[J][16][16], from row x.row on (first: =, else +=) the products in their units.
-template <int J>
-PIO_APART void add_eight(const Eight& x, const char* w, int64_t chunks, const F32* units, bool first, float* sums) {
-  for (int t = 0; t < kRows && !first; ++t)
-    for (int j = 0; j < J; ++j) prefetch(sums + (j * kWideTile + x.row + t) * kLanes);
-  I32 exact[kRows][J];
-  multiply_eight<J>(x, w, chunks, exact);
 #pragma GCC unroll 8
   for (int t = 0; t < kRows; ++t)
 #pragma GCC unroll 2
+    for (int j = 0; j < J; ++j) store_i32(sums + (t * J + j) * kLanes, sum[t][j]);
+}
+
+// sums[J][16][16], from row x.row on (first: =, else +=) J panels at w times eight rows, in their units.
+template <int J>
+void add_eight(const Eight& x, const char* w, int64_t chunks, const F32* units, bool first, float* sums) {
+  for (int t = 0; t < kRows && !first; ++t)
+    for (int j = 0; j < J; ++j) prefetch(sums + (j * kWideTile + x.row + t) * kLanes);
+  alignas(64) int32_t exact[kRows * J * kLanes];
+  const bool high = x.head->high[x.row / kRows] != 0;
+  if (high) multiply_high<J>(x, w, exact);
+  for (int t = 0; t < kRows; ++t)
+    for (int j = 0; j < J; ++j) {
+      int32_t* to = exact + (t * J + j) * kLanes;
+      const I32 start = shift_left<7>(set_i32(x.head->minus_sum[x.row + t]));
+      store_i32(to, high ? add(shift_left<8>(load_i32(to)), start) : start);
+    }
+  multiply_low<J>(x.values, w, chunks, exact);
+  for (int t = 0; t < kRows; ++t)
     for (int j = 0; j < J; ++j) {
       float* to = sums + (j * kWideTile + x.row + t) * kLanes;
-      const F32 y = to_f32(exact[t][j]), unit = mul(units[j], set(x.head->scale[x.row + t]));
+      const F32 y = to_f32(load_i32(exact + (t * J + j) * kLanes));
+      const F32 unit = mul(units[j], set(x.head->scale[x.row + t]));
       store(to, first ? mul(y, unit) : fma(y, unit, load(to)));
     }
 }
@@ -104,56 +128,75 @@ void multiply_rows(const IntegerRows& x, int64_t block, int64_t first, int64_t n
     const IntegerRows::Head* head = x.head(block, i);
     for (int row = 0; row < head->rows; row += kRows) {
       fetcher.fetch(share);
-      add_eight<J>({x.values(block, i, row), head, x.again(block, i, row), row}, w, x.chunks_of(block), units,
+      add_eight<J>({x.values(block, i, row), head, x.high(block, i, row), row}, w, x.chunks_of(block), units,
                    block == 0, sums);
     }
   }
 }
 
-// Enters column `column` once more for all that `rest`, what an int8 left of its integer, needs.
-int take_again(int64_t column, int32_t rest, IntegerRows::Again* out) {
-  int entries = 0;
-  for (; rest != 0; ++entries) {
-    const int32_t part = rest > 127 ? 127 : rest < -127 ? -127 : rest;
-    IntegerRows::Again& entry = out[entries * kRows];
-    entry = {static_cast<int32_t>(column / 4), {}};
-    entry.values[column % 4] = static_cast<int8_t>(part);
-    rest -= part;
+// Magnitudes of n <= 512 bf16 as bits, which are ordered as the values are.
+struct Magnitudes {
+  __m512i bits[kWideColumns / 32];
+  int64_t vectors;
+
+  Magnitudes(const uint16_t* row, int64_t n) : vectors((n + 31) / 32) {
+    for (int64_t i = 0; i < vectors; ++i) {
+      const int64_t left = n - 32 * i;
+      const Pairs all = left < 32 ? load_pairs_n(row + 32 * i, static_cast<int>(left)) : load_pairs(row + 32 * i);
+      bits[i] = _mm512_and_si512(all.v, words(0x7FFF));
+    }
   }
-  return entries;
+  int64_t above(int limit) const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < vectors; ++i) count += __builtin_popcount(_mm512_cmpgt_epu16_mask(bits[i], words(limit)));
+    return count;
+  }
+};
+
+// What an int8 is to reach: the largest value of the row, m; or, where that is more than twice what few are above, the
+// least of kStepLevels values from m downwards that at most kMostHigh of the row are above.
+float reach_of(const uint16_t* row, int64_t n, float m) {
+  if (m < 1e-30f) return m;  // a 127th of the least would have no inverse
+  const Magnitudes all(row, n);
+  int32_t top;
+  std::memcpy(&top, &m, 4);
+  const auto few_above = [&](int level) { return all.above((top >> 16) - 16 * level) <= kMostHigh; };
+  if (!few_above(kLeastLevel)) return m;
+  int level = kLeastLevel;
+  for (int step = kStepLevels / 2; step > 0; step /= 2)
+    if (level + step < kStepLevels && few_above(level + step)) level += step;
+  top -= level * (16 << 16);
+  std::memcpy(&m, &top, 4);
+  return m;
 }
 
-// One row's columns of a block: 64 of every kChunk. Returns how many it takes again.
-int pack_row(const uint16_t* row, int64_t n, int64_t chunks, int t, IntegerRows::Head& head, IntegerRows::Again* again,
+// One row's columns of a block: 64 of every kChunk. Returns how many have a high byte.
+int pack_row(const uint16_t* row, int64_t n, int64_t chunks, int t, IntegerRows::Head& head, IntegerRows::High* high,
              char* out) {
   const float m = largest_of(row, n);
   const bool usable = fits_bytes(m);
-  float inverse = usable ? 127.0f / m : 0.0f;
-  head.scale[t] = m / 127.0f;
-  F32 squares = set(0.0f);  // of integers: below 2^24 in all, so exact in any order
-  for (int64_t i = 0; usable && i < n; i += 16) {
-    const F32 q = round(mul(sixteen(row, n, i), set(inverse)));
-    squares = fma(q, q, squares);
-  }
-  const float reach = std::sqrt(kReachSquare * sum(squares) / static_cast<float>(n));  // in 127ths of m
-  if (usable && reach < 127.0f) {
-    inverse *= 127.0f / reach;
-    head.scale[t] *= reach / 127.0f;
-  }
+  const float reach = usable ? reach_of(row, n, m) : m;
+  const float inverse = usable ? 127.0f / reach : 0.0f;
+  head.scale[t] = reach / 127.0f;
   I32 total = set_i32(0);
   int entries = 0;
   for (int64_t c = 0; c < chunks; ++c)
     for (int64_t k = 0; k < kByteColumns; k += 16) {
       const int64_t column = c * kByteColumns + k;
-      const F32 y = usable ? mul(sixteen(row, n, column), set(inverse)) : set(0.0f);
-      const I32 q = to_i32(y), held = to_i32(max(min(y, set(127.0f)), set(-127.0f)));
-      store_i8(reinterpret_cast<int8_t*>(out + c * kChunk + k), held);
+      const I32 q = usable ? to_i32(mul(sixteen(row, n, column), set(inverse))) : set_i32(0);
+      store_i8(reinterpret_cast<int8_t*>(out + c * kChunk + k), q);  // the low bytes
       total = add(total, q);
-      const __m512i rest = _mm512_sub_epi32(q.v, held.v);
-      if (_mm512_test_epi32_mask(rest, rest) == 0) continue;
-      alignas(64) int32_t left[16];
-      store_i32(left, {rest});
-      for (int i = 0; i < 16; ++i) entries += take_again(column + i, left[i], again + entries * kRows);
+      const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(q.v, _mm512_set1_epi32(128)), 8);
+      unsigned beyond = _mm512_test_epi32_mask(upper, upper);
+      if (beyond == 0) continue;
+      alignas(16) int8_t bytes[16];
+      store_i8(bytes, {upper});
+      for (; beyond != 0; beyond &= beyond - 1, ++entries) {
+        const int i = __builtin_ctz(beyond);
+        IntegerRows::High& entry = high[entries * kRows];
+        entry = {static_cast<int32_t>((column + i) / 4), {}};
+        entry.bytes[i % 4] = bytes[i];
+      }
     }
   head.minus_sum[t] = -sum(total);
   return entries;
@@ -170,14 +213,14 @@ void pack_block(const uint16_t* const* rows, int count, int64_t from, int64_t n,
   for (int t = 0; t < kWideTile; ++t) {
     char* values = out.values(block, tile, t);
     if (t < count)
-      entries[t] = pack_row(rows[t] + from, n, chunks, t, head, out.again(block, tile, t), values);
+      entries[t] = pack_row(rows[t] + from, n, chunks, t, head, out.high(block, tile, t), values);
     else
       for (int64_t c = 0; c < chunks; ++c) _mm512_storeu_si512(values + c * kChunk, _mm512_setzero_si512());
-    int32_t& most = head.again[t / kRows];
+    int32_t& most = head.high[t / kRows];
     most = entries[t] > most ? entries[t] : most;
   }
   for (int t = 0; t < kWideTile; ++t)
-    for (int i = entries[t]; i < head.again[t / kRows]; ++i) out.again(block, tile, t)[i * kRows] = {};
+    for (int i = entries[t]; i < head.high[t / kRows]; ++i) out.high(block, tile, t)[i * kRows] = {};
 }
 
 }  // namespace

@@ -8,11 +8,10 @@ batch, and for any number of threads. Source of the scheme: ggml's Q4_0 x Q8_0 p
 point is oneDNN's compensation trick.
 
 One exception: 32 bfloat16 rows and more on AMX and AVX-512 (of an expert: 32 of its own), which have the same bits in any batch of
-that kind. Beside int4 weights both become int8 with one scale per row and 512 columns; outliers there keep 15 bits on AMX and are
-integers beyond an int8 on AVX-512, so that no row is rounded more coarsely than groups of 32 may round it, and the weights gain at
-most 3 % of the error that int4 has (`reference_wide.py`): 1.0 % on normal activations, where a single row costs 0.5 %. Beside int8
-weights, on AMX alone, activations are left as they are and the weights' values rounded to bfloat16, 0.2 % of the output's standard
-deviation.
+that kind. Beside int4 weights both become int8 with one scale per row and 512 columns: 1.0 % of an output's standard deviation on
+normal activations, where a single row costs 0.5 %, and for the weights at most 3 % of the error that int4 has. Values far above the
+others of the 512 keep 15 bits: on AMX with their whole row, on AVX-512 alone (`reference_wide.py`). Beside int8 weights, on AMX
+alone, activations are left as they are and the weights' values rounded to bfloat16, 0.2 % of the output's standard deviation.
 
 `moe` is a whole mixture-of-experts layer in one call, after the fused expert kernels of ik_llama.cpp: tokens sorted by
 expert, gate and up multiplied together with SwiGLU applied in float32 to their sums, the experts' outputs added per token in float32 in

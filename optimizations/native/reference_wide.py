@@ -1,7 +1,8 @@
 """What many bf16 rows over int4 weights are multiplied as, in plain torch: kernels/wide_bytes.h on AMX, wide_integers.h on AVX-512.
 
-Weights become int8 with one scale per row and 512 columns, and so do rows of x. Values far above the others keep 15 bits on AMX; on
-AVX-512 they are integers beyond an int8. Either way no row is rounded more coarsely than int8 in groups of 32 may round it.
+Weights become int8 with one scale per row and 512 columns, and so do rows of x. On AMX a row with values far above the others keeps
+15 bits, so that none is rounded more coarsely than int8 in groups of 32 may round it; on AVX-512 up to eight values of the 512 are
+integers beyond an int8, so that they do not coarsen the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from optimizations.native.reference import levels
 BLOCK = 512
 COARSE_SQUARE = 32.0
 FINE_UNITS = 254.0
-REACH_SQUARE = 16.0
+STEP_LEVELS, LEAST_LEVEL = 64, 8
+MOST_HIGH = 8
 LEVELS = torch.tensor(127.0)  # a tensor, as torch divides a number by one through its reciprocal
 UNIT = torch.tensor(8.0) / LEVELS
 
@@ -60,12 +62,15 @@ def _byte_block(x: Tensor) -> Tensor:
 
 
 def _integer_block(x: Tensor) -> Tensor:
-    most = x.abs().amax(-1, keepdim=True)
-    usable = most > 1e-36
-    inverse = LEVELS / most
-    squares = torch.round(torch.where(usable, x * inverse, 0.0)).square().sum(-1, keepdim=True)  # exact
-    reach = torch.sqrt(REACH_SQUARE * squares / x.shape[-1]).clamp(
-        max=127.0
-    )  # of an int8, in 127ths of the largest
-    whole = torch.where(usable, torch.round(x * (inverse * (LEVELS / reach))), 0.0)
-    return whole.double() * (most / LEVELS * (reach / LEVELS)).double()
+    bits = x.bfloat16().view(torch.int16).int() & 0x7FFF
+    most = bits.amax(-1, keepdim=True)
+    # Candidates lie 16 of an octave's 128 bit patterns apart; the least that few values are above is what an int8 reaches.
+    levels = torch.arange(STEP_LEVELS) * 16
+    above = (bits.unsqueeze(-2) > (most - levels).unsqueeze(-1)).sum(-1)
+    level = ((above <= MOST_HIGH) * torch.arange(STEP_LEVELS)).amax(-1, keepdim=True)
+    level = torch.where(level < LEAST_LEVEL, 0, level)
+    largest = most.to(torch.int16).view(torch.bfloat16).float()
+    level = torch.where(largest < 1e-30, 0, level)
+    reach = (most - level * 16).to(torch.int16).view(torch.bfloat16).float()
+    whole = torch.where(largest > 1e-36, torch.round(x * (LEVELS / reach)), 0.0)
+    return whole.double() * (reach / LEVELS).double()

@@ -84,12 +84,12 @@ def test_an_outlier_leaves_fifteen_bits_on_tiles(generator: torch.Generator) -> 
     assert ends.abs().max() <= 100.0 / 127 / 254 / 2 * 1.0001
 
 
-@pytest.mark.parametrize("outliers", [1, 7, 31, 32, 33])
-@pytest.mark.parametrize("rest", [0.0, 1e-3, 0.3])
-def test_columns_taken_again_as_often_as_they_can_be(
+@pytest.mark.parametrize("outliers", [1, 7, 8, 9, 40])
+@pytest.mark.parametrize("rest", [0.0, 1e-3, 0.05, 0.3])
+def test_as_many_outliers_as_there_is_room_for_and_more(
     wide: Wide, outliers: int, rest: float, generator: torch.Generator
 ) -> None:
-    """Few values that hold nearly all of a row's squares: alone at 5.7 times what an int8 reaches, 31 of them just beyond it."""
+    """Few values that hold nearly all of a row's squares, up to all steps tried above the others."""
     _, weight, bias = case(generator, LEAST, 70, 512, wide.bits, 32)
     x = torch.randn(LEAST, 512, generator=generator) * rest
     for row in x:
@@ -106,37 +106,33 @@ def with_tail(tail: float, generator: torch.Generator) -> Tensor:
 
 def errors_and_sizes(rows: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """[rows, blocks, 512] what rounding changes, and the root mean squares of the blocks."""
-    error, size = ((values.double()).unflatten(-1, (-1, 512)) for values in (rows(x) - x.double(), x))
+    error, size = (values.double().unflatten(-1, (-1, 512)) for values in (rows(x) - x.double(), x))
     return error, size.square().mean(-1).sqrt()
 
 
-@pytest.mark.parametrize(
-    ("rows", "coarsest"), [(byte_rows, 32**0.5), (integer_rows, 4.0)], ids=["amx", "avx512"]
-)
 @pytest.mark.parametrize("tail", [0.0, 1.0, 3.0, 20.0])
 def test_no_row_is_rounded_more_coarsely_than_groups_of_32_may_be(
-    rows: Callable[[Tensor], Tensor], coarsest: float, tail: float, generator: torch.Generator
+    tail: float, generator: torch.Generator
 ) -> None:
-    """Of a group's values the largest is at most sqrt(32) times the root mean square, so its step at most that / 127.
-    The integers' own is taken of rounded values, which in 150 seeds makes up to 1.0036 of it."""
-    error, size = errors_and_sizes(rows, with_tail(tail, generator))
-    assert (error.abs().amax(-1) <= coarsest / 254 * 1.005 * size).all()
+    """Of a group's values the largest is at most sqrt(32) times the root mean square, so its step at most that / 127."""
+    error, size = errors_and_sizes(byte_rows, with_tail(tail, generator))
+    assert (error.abs().amax(-1) <= 32**0.5 / 254 * 1.0001 * size).all()
 
 
 @pytest.mark.parametrize("tail", [0.0, 1.0, 3.0, 20.0])
-def test_integers_cost_the_same_whatever_the_row(tail: float, generator: torch.Generator) -> None:
-    """A step is four root mean squares / 127 and its rounding uniform: 0.91 % of them."""
-    error, size = errors_and_sizes(integer_rows, with_tail(tail, generator))
-    assert (error.square().mean(-1).sqrt() <= 4 / 127 / 12**0.5 * 1.15 * size).all()
+def test_eight_outliers_do_not_coarsen_the_others(tail: float, generator: torch.Generator) -> None:
+    """A step is at most twice the ninth of a block's values / 127, down to the least that is tried."""
+    x = with_tail(tail, generator)
+    error, _ = errors_and_sizes(integer_rows, x)
+    largest = x.double().abs().unflatten(-1, (-1, 512)).topk(9).values
+    reach = torch.maximum(2 * largest[..., 8], largest[..., 0] / 200)
+    assert (error.abs().amax(-1) <= reach / 254 * 1.0001).all()
 
 
-@pytest.mark.parametrize(
-    ("rows", "tail"),
-    [(byte_rows, 0.0), (byte_rows, 1.0), (byte_rows, 3.0), (byte_rows, 20.0)]
-    + [(integer_rows, 0.0), (integer_rows, 1.0), (integer_rows, 3.0)],
-)
+@pytest.mark.parametrize(("rows", "bound"), [(byte_rows, 1.5), (integer_rows, 1.7)], ids=["amx", "avx512"])
+@pytest.mark.parametrize("tail", [0.0, 1.0, 3.0, 20.0])
 def test_nearly_as_fine_as_groups_of_32(
-    rows: Callable[[Tensor], Tensor], tail: float, generator: torch.Generator
+    rows: Callable[[Tensor], Tensor], bound: float, tail: float, generator: torch.Generator
 ) -> None:
     x = with_tail(tail, generator)
     error, _ = errors_and_sizes(rows, x)
@@ -144,8 +140,8 @@ def test_nearly_as_fine_as_groups_of_32(
     ratio = error.square().mean().sqrt() / groups.square().mean().sqrt()
     if tail == 20.0:  # one value decides such a mean, 4.7 in one of 150 seeds; the typical block does not
         ratio = (error.square().mean(-1) / groups.square().mean(-1)).median().sqrt()
-    # Of 150 seeds at most 1.42 and 1.41 without a tail; tiles 1.24, 0.09 and 0.06 with one, integers 1.24 and 0.91.
-    assert ratio < 1.5
+    # Of 150 seeds at most, by tails: tiles 1.42, 1.24, 0.09, 0.06; integers 1.43, 1.52, 0.96, 0.16.
+    assert ratio < bound
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
