@@ -47,7 +47,7 @@ class NativeDecoder(Optimization):
     prompt_lookup work. Batches padded on the left, full masks, M-RoPE positions and DeepStack inputs are
     done. Gradients, attention maps, hidden states and foreign caches take transformers' path, which is said
     once. Ctrl-C ends a long prefill within a second and leaves the cache as it was. Qwen3-VL's vision tower keeps
-    its blocks in Python; patch embedding, rotation and GELU are done as in fused_ops.
+    its blocks in Python; patch embedding, rotation, attention and GELU are done as in fused_ops.
 
     Bound: activations are rounded to the model's dtype where transformers rounds them; sums are float32 in
     another order. Absorbed queries are rounded once more.

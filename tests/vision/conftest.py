@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_fixtures import isa
 from transformers import Qwen3VLForConditionalGeneration
 
 from optimizations.runner import Runner
 from pytest_inferencepio.catalog.tiny import tiny_config
+
+__all__ = ["isa"]
 
 
 @pytest.fixture(scope="session")

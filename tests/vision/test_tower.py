@@ -11,9 +11,11 @@ from vision_inputs import PATCH_VALUES
 
 from optimizations.errors import Refusal
 from optimizations.forwards import replace_forwards
+from optimizations.native.dense_attention import attend_dense
 from optimizations.registry import parse
 from optimizations.runner import Runner
 from optimizations.session import apply_all
+from optimizations.vision import tower
 from optimizations.vision.tower import TOWER
 
 
@@ -59,9 +61,9 @@ def test_pixels_of_another_type_take_the_weights(vision_model: Any) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("grids", [[(1, 4, 6)], [(1, 2, 2), (1, 8, 4), (3, 2, 4)]])
 def test_features_of_images_and_videos_are_transformers(
-    vision_model: Any, grids: list[tuple[int, int, int]], attention: str
+    vision_model: Any, grids: list[tuple[int, int, int]], attention: str, isa: str
 ) -> None:
-    """Several images do not see each other; both of transformers' attentions are asked as before."""
+    """Several images do not see each other, whoever does the attention."""
     visual = copy.deepcopy(vision_model.model.visual)
     visual.set_attn_implementation(attention)
     before = features(visual, grids)
@@ -71,6 +73,25 @@ def test_features_of_images_and_videos_are_transformers(
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
     assert all(map(torch.equal, before, features(visual, grids)))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_kernel_takes_the_place_of_sdpa_where_it_is_faster(
+    vision_model: Any, attention: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches: list[int] = []
+
+    def seen(q: torch.Tensor, *others: Any) -> torch.Tensor:
+        patches.append(q.shape[2])
+        return attend_dense(q, *others)
+
+    monkeypatch.setattr(tower, "attend_dense", seen)
+    visual = copy.deepcopy(vision_model.model.visual)
+    visual.set_attn_implementation(attention)
+    undo = replace_forwards(visual, TOWER, "this")
+    features(visual, [(1, 4, 4), (1, 2, 4)])
+    undo()
+    assert patches == ([16, 8] * len(visual.blocks) if (attention, isa) == ("sdpa", "avx512") else [])
 
 
 def test_bfloat16_features_are_as_far_from_float32_as_transformers(vision_model: Any) -> None:
