@@ -1,4 +1,4 @@
-// Memory asked for ahead, a share at a time. Include inside the target region, after the vocabulary of avx512.
+// Memory asked for ahead, a share at a time. Include inside the target region, after <immintrin.h>.
 #pragma once
 #include <cstdint>
 

@@ -240,7 +240,7 @@ struct Int8Walk {
   void pack(int64_t g, int64_t t, int blocks, uint8_t (&out)[kSide][64]) const {
     const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const int quads = static_cast<int>(std::min<int64_t>(4, a.value_dim / 4 - 4 * g));
-    for (int b = 0; b < blocks; ++b) {
+    for (int b = 0; b < kBlocks && b < blocks; ++b) {  // the first for the compiler, which warned of out[16]
       const uint8_t* codes = a.value_codes + (base + t + 16 * b) * a.value_dim + 256 * g;
       const auto* one = reinterpret_cast<const __m128i*>(codes);
       const __m128i *two = one + (quads > 1 ? 4 : 0), *three = one + (quads > 2 ? 8 : 0);
