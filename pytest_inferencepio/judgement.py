@@ -16,6 +16,7 @@ from pytest_inferencepio.gate_rules import (
     Thresholds,
     Tolerance,
     allowance,
+    between_instruction_sets,
     rule_of,
     tolerance_of,
 )
@@ -265,6 +266,14 @@ def _deterministic(case: Case, rule: Rule) -> Finding | None:
         return _accuracy_regression(case, before, tolerance, detail)
     if rule is Rule.TASK:
         return _task(case, before, tolerance)
+    between = between_instruction_sets(rule, case.limits)
+    of_another_set = not (case.history.same_machine or case.history.same_isa or case.unoptimized)
+    if of_another_set and between is not None and worse <= between.allowed(before):
+        detail = (
+            "the baseline is of another instruction set, whose kernels round elsewhere by as much; "
+            "store a session of this one with --pio-update-baseline"
+        )
+        return case.finding(Outcome.INCONCLUSIVE, before=before, threshold=str(tolerance), detail=detail)
     return _accuracy_regression(case, before, tolerance, "")
 
 

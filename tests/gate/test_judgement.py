@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gate_records import (
@@ -15,6 +16,7 @@ from gate_records import (
     only,
     ratio,
     record,
+    store,
     stored,
     verdict_about,
 )
@@ -84,9 +86,46 @@ class TestAnswers:
     ) -> None:
         found = stored(tmp_path, record({name: metric(name, before, n=1000)}))
         near, far = (record({name: metric(name, value, n=1000)}) for value in (kept, lost))
-        assert judged(found, elsewhere(near, OTHER_ISA)).status is Status.PASSED
-        verdict = judged(found, elsewhere(far, OTHER_ISA))
+        assert judged(found, elsewhere(near, SAME_ISA)).status is Status.PASSED
+        verdict = judged(found, elsewhere(far, SAME_ISA))
         assert verdict.status is Status.REGRESSION
+
+    @pytest.mark.parametrize(
+        ("name", "before", "kept", "unclear", "lost"),
+        [
+            ("perplexity", 9.0, 9.017, 9.08, 9.1),
+            ("kl_divergence", 0.001, 0.0012, 0.002, 0.0022),
+            ("top1_agreement", 0.99, 0.975, 0.75, 0.73),
+        ],
+    )
+    def test_another_instruction_set_rounds_elsewhere_until_it_has_a_session(
+        self, tmp_path: Path, name: str, before: float, kept: float, unclear: float, lost: float
+    ) -> None:
+        def now(value: float, **changes: Any) -> Record:
+            return elsewhere(record({name: metric(name, value, n=1000)}, **changes), OTHER_ISA)
+
+        found = stored(tmp_path, record({name: metric(name, before, n=1000)}))
+        assert judged(found, now(kept)).status is Status.PASSED
+        verdict = judged(found, now(unclear))
+        assert verdict.status is Status.INCONCLUSIVE
+        assert "whose kernels round elsewhere by as much; store a session of this one" in only(
+            verdict, Outcome.INCONCLUSIVE
+        )
+        assert judged(found, now(lost)).status is Status.REGRESSION
+        own = store(found, now(before), "2026-01-05T00:00:00Z")
+        assert judged(own, now(unclear)).status is Status.REGRESSION
+
+    @pytest.mark.parametrize(
+        ("name", "before", "lost"),
+        [("perplexity", 9.0, 9.02), ("task_exact_match", 0.98, 0.92), ("weight_memory", 1000, 1001)],
+    )
+    def test_of_another_instruction_set_the_unoptimized_model_tasks_and_bytes_are_as_of_any_machine(
+        self, tmp_path: Path, name: str, before: float, lost: float
+    ) -> None:
+        row = "none" if name == "perplexity" else "weight_int4"
+        found = stored(tmp_path, record({name: metric(name, before, n=1000)}, optimization=row))
+        now = record({name: metric(name, lost, n=1000)}, optimization=row)
+        assert judged(found, elsewhere(now, OTHER_ISA)).status is Status.REGRESSION
 
     def test_better_answers_are_an_improvement_of_an_optimization(self, tmp_path: Path) -> None:
         verdict = verdict_about(
@@ -107,7 +146,7 @@ class TestAnswers:
         assert verdict.status is Status.REGRESSION
         assert "the answers of the unoptimized model changed" in verdict.message
 
-    @pytest.mark.parametrize(("fingerprint", "kept", "lost"), [(HERE, 31, 30), (OTHER_ISA, 29, 28)])
+    @pytest.mark.parametrize(("fingerprint", "kept", "lost"), [(HERE, 31, 30), (SAME_ISA, 29, 28)])
     def test_few_positions_may_flip_at_near_ties(
         self, tmp_path: Path, fingerprint: dict[str, object], kept: int, lost: int
     ) -> None:
