@@ -1,4 +1,4 @@
-// linear over many bf16 rows on AMX.
+// linear over many bf16 rows (wide.h).
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -1,4 +1,4 @@
-// The experts of moe that have many bf16 rows, on AMX; and what a layer of packed experts is.
+// The experts of moe that have many bf16 rows (wide.h); and what a layer of packed experts is.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -28,7 +28,7 @@ void swiglu_rows(const float* gate, const float* up, int count, float* out, int6
 // The wide experts of one call: which they are, and what their tokens' middle activations are.
 class WideExperts {
  public:
-  // None where the call has too few rows, another element type, or no AMX.
+  // None where wide_in_use() is false of the call.
   WideExperts(const PackedLayer& layer, const Routing& routing, Dtype dtype, int64_t tokens, int threads);
 
   bool any() const { return !pieces_.empty(); }
