@@ -12,7 +12,7 @@ struct Fetcher {
     const char* p;
     int64_t stream, stride, rows, bytes;  // from stream to stream, from row to row; rows of a stream, bytes of a row
   };
-  Run runs[8];
+  Run runs[12];  // the most: two tiles of two key parts and values, codes and scales each (int8 attention)
   int count = 0, now = 0;
   int64_t at = 0, lines = 0, owed = 0;
 

@@ -266,7 +266,7 @@ def _deterministic(case: Case, rule: Rule) -> Finding | None:
         return _accuracy_regression(case, before, tolerance, detail)
     if rule is Rule.TASK:
         return _task(case, before, tolerance)
-    between = between_instruction_sets(rule, case.limits)
+    between = between_instruction_sets(case.metric, case.limits)
     of_another_set = not (case.history.same_machine or case.history.same_isa or case.unoptimized)
     if of_another_set and between is not None and worse <= between.allowed(before):
         detail = (

@@ -38,8 +38,8 @@ class FusedOps(Optimization):
     which are arithmetic. The rotary call covers Qwen3's halves, Qwen3-VL's M-RoPE (mixed into cos and sin by
     the model's rotary module) and GLM's interleaved part of a head, and writes head-major, as attention
     reads. Linear layers are only called, never read, so packed weights compose. In Qwen3-VL's vision tower the
-    rotation, GELU and on AVX-512 attention are one call each, and the patch embedding, a convolution of one patch each, becomes the
-    matrix product that it is.
+    rotation, GELU and (on AVX-512) attention are one call each, and the patch embedding, a convolution of one patch
+    each, becomes the matrix product that it is.
 
     Bound: every intermediate is rounded to the model's dtype where transformers rounds it, the variance is
     float32; only the order of that sum differs, so outputs are nearly all equal and at most two units in the
