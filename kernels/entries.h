@@ -12,6 +12,9 @@ namespace pio {
 void dequantize(Address data, Address scales, int64_t rows, int64_t cols, int bits, int group, Address indices, int64_t count, Address out, int dtype, int threads);
 void linear(Address x, int64_t m, int64_t cols, int dtype, int bits, int group, const std::vector<uint64_t>& targets, int threads);
 void dense_linear(Address x, int64_t m, int64_t cols, int dtype, const std::vector<uint64_t>& targets, int threads);
+void lossless_linear(Address x, int64_t m, int64_t cols, const std::vector<uint64_t>& targets, int threads);
+void expand_lossless(Address data, Address index, int64_t rows, int64_t cols, Address indices, int64_t count, Address out, int threads);
+void lossless_moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, Address experts, Address weights, int64_t k, int64_t n_experts, Address gate_up_data, Address gate_up_index, Address down_data, Address down_index, Address out, int threads);
 constexpr int64_t kMostShared = 8;  // tokens of a call of moe with a shared expert
 void moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Address experts, Address weights, int64_t k, int64_t n_experts, Address gate_up_data, Address gate_up_scales, Address down_data, Address down_scales, int bits, int group, const std::vector<uint64_t>& shared, Address out, int threads);
 void head_linear(const std::vector<int64_t>& x, const std::vector<int64_t>& weight, const std::vector<int64_t>& out, int64_t batch, int64_t heads, int64_t tokens, bool transposed, int dtype, int threads);

@@ -5,6 +5,7 @@
 
 #include "decoder/rows.h"
 #include "entries.h"
+#include "lossless.h"
 
 namespace pio::decoder {
 namespace {
@@ -176,7 +177,9 @@ void Decoder::multiply(const Pass& pass, Address x, int64_t rows, std::initializ
       else
         targets.insert(targets.end(), {w.data, w.bias, next->out, static_cast<uint64_t>(w.rows)});
     }
-    if (first.bits)
+    if (first.bits == kLosslessBits)
+      lossless_linear(x, rows, first.cols, targets, pass.threads);
+    else if (first.bits)
       linear(x, rows, first.cols, model_.dtype, first.bits, first.group, targets, pass.threads);
     else
       dense_linear(x, rows, first.cols, model_.dtype, targets, pass.threads);

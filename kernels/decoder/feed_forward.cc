@@ -2,12 +2,14 @@
 #include "decoder/decoder.h"
 #include "decoder/rows.h"
 #include "entries.h"
+#include "lossless.h"
 
 namespace pio::decoder {
 namespace {
 
-// Whether moe can take the shared expert along: packed like the experts, without biases.
+// Whether moe can take the shared expert along: integers packed like the experts, without biases.
 bool one_of(const Experts& e, const Mlp& m) {
+  if (e.bits == 0 || e.bits == kLosslessBits) return false;
   const auto fits = [&](const Linear& w) { return w.bits == e.bits && w.group == e.group && w.bias == 0; };
   return m.gate.rows == e.inner && fits(m.gate) && fits(m.up) && fits(m.down);
 }
@@ -47,8 +49,11 @@ void Decoder::mixture(const Pass& pass, int64_t rows, const Mixture& m, Address 
   const Address weights = buffers_[kWeights].take(rows * router.top_k * 4);
   choose_experts(router, logits, rows, e.count, dtype_, experts, weights, pass.threads);
   // Of few rows the shared expert is one more of the others: three calls less for which threads wait for each other.
-  const bool joined = m.shared && e.bits && rows <= kMostShared && one_of(e, *m.shared);
-  if (e.bits)
+  const bool joined = m.shared && rows <= kMostShared && one_of(e, *m.shared);
+  if (e.bits == kLosslessBits)
+    lossless_moe(x, rows, model_.hidden, e.inner, experts, weights, router.top_k, e.count, e.gate_up, e.gate_up_scales,
+                 e.down, e.down_scales, out, pass.threads);
+  else if (e.bits)
     moe(x, rows, model_.hidden, e.inner, model_.dtype, experts, weights, router.top_k, e.count, e.gate_up,
         e.gate_up_scales, e.down, e.down_scales, e.bits, e.group,
         joined ? addresses_of(*m.shared) : std::vector<uint64_t>{}, out, pass.threads);

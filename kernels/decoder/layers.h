@@ -9,8 +9,8 @@
 
 namespace pio::decoder {
 
-// y = x W^T + bias. bits 0: `data` is [rows, cols] in the element type of the model; 4 or 8: packed
-// (kernels/README.md).
+// y = x W^T + bias. bits 0: `data` is [rows, cols] in the element type of the model; 4 or 8: packed integers; 12: bf16
+// without loss (lossless.h), `scales` its index, group unused. kernels/README.md draws all of them.
 struct Linear {
   Address data, scales, bias;
   int64_t rows, cols;

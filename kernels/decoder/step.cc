@@ -4,6 +4,7 @@
 
 #include "decoder/decoder.h"
 #include "entries.h"
+#include "lossless.h"
 
 namespace pio::decoder {
 
@@ -46,6 +47,9 @@ void Decoder::take_step(const CacheMemory& cache, const std::vector<int64_t>& to
 
 void Decoder::look_up(const std::vector<int64_t>& tokens, const Pass& pass, Address out) const {
   const Linear& table = *model_.table;
+  if (table.bits == kLosslessBits)
+    return expand_lossless(table.data, table.scales, table.rows, table.cols, reinterpret_cast<Address>(tokens.data()),
+                           pass.batch, out, 1);
   if (table.bits)
     return dequantize(table.data, table.scales, table.rows, table.cols, table.bits, table.group,
                       reinterpret_cast<Address>(tokens.data()), pass.batch, out, model_.dtype, 1);

@@ -198,6 +198,24 @@ PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for ea
   return {_mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
           _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3))};
 }
+PIO_INLINE Bytes repeat_quarter(const uint8_t* p) {  // 16 bytes, in every quarter
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {twice, twice};
+}
+PIO_INLINE void join_half(__m256i kept, __m256i codes, Bytes high_table, Bytes low_table, __m256i& first,
+                          __m256i& second) {
+  const __m256i sign = _mm256_set1_epi8(-128);
+  const __m256i high = _mm256_or_si256(_mm256_shuffle_epi8(high_table.a, codes), _mm256_and_si256(kept, sign));
+  const __m256i low = _mm256_or_si256(_mm256_shuffle_epi8(low_table.a, codes), _mm256_andnot_si256(sign, kept));
+  first = _mm256_unpacklo_epi8(low, high);
+  second = _mm256_unpackhi_epi8(low, high);
+}
+// 64 bf16 from their signs and mantissas and the codes of their exponents, whose bytes are looked up in every quarter:
+// out[0] from the first eight bytes of each quarter, out[1] from the others.
+PIO_INLINE void join_exponents(Bytes kept, Bytes codes, Bytes high_table, Bytes low_table, Pairs* out) {
+  join_half(kept.a, codes.a, high_table, low_table, out[0].a, out[1].a);
+  join_half(kept.b, codes.b, high_table, low_table, out[0].b, out[1].b);
+}
 PIO_INLINE void store_bytes(uint8_t* p, Bytes x) {
   auto* q = reinterpret_cast<__m256i*>(p);
   _mm256_storeu_si256(q, x.a);

@@ -118,6 +118,19 @@ PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for ea
   return {
       _mm512_permutexvar_epi32(lanes, _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+PIO_INLINE Bytes repeat_quarter(const uint8_t* p) {  // 16 bytes, in every quarter
+  return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+// 64 bf16 from their signs and mantissas and the codes of their exponents, whose bytes are looked up in every quarter:
+// out[0] from the first eight bytes of each quarter, out[1] from the others.
+PIO_INLINE void join_exponents(Bytes kept, Bytes codes, Bytes high_table, Bytes low_table, Pairs* out) {
+  const __m512i sign = _mm512_set1_epi8(-128);
+  // table | (kept & sign), table | (kept & ~sign)
+  const __m512i high = _mm512_ternarylogic_epi32(_mm512_shuffle_epi8(high_table.v, codes.v), kept.v, sign, 0xF8);
+  const __m512i low = _mm512_ternarylogic_epi32(_mm512_shuffle_epi8(low_table.v, codes.v), kept.v, sign, 0xF4);
+  out[0].v = _mm512_unpacklo_epi8(low, high);
+  out[1].v = _mm512_unpackhi_epi8(low, high);
+}
 PIO_INLINE void store_bytes(uint8_t* p, Bytes a) { _mm512_storeu_si512(p, a.v); }
 PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i of the four quarters
   const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));

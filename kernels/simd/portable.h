@@ -187,6 +187,27 @@ PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for ea
   for (int i = 0; i < 64; ++i) out.v[i] = static_cast<uint8_t>(p[i / 16 * 4 + i % 4]);
   return out;
 }
+PIO_INLINE Bytes repeat_quarter(const uint8_t* p) {  // 16 bytes, in every quarter
+  Bytes out;
+  for (int q = 0; q < 64; q += 16) std::memcpy(reinterpret_cast<char*>(&out.v) + q, p, 16);
+  return out;
+}
+// 64 bf16 from their signs and mantissas and the codes of their exponents, whose bytes are looked up in every quarter:
+// out[0] from the first eight bytes of each quarter, out[1] from the others.
+PIO_INLINE void join_exponents(Bytes kept, Bytes codes, Bytes high_table, Bytes low_table, Pairs* out) {
+  uint8_t signs[64], code[64], high[64], low[64], both[2][64];
+  std::memcpy(signs, &kept.v, 64);
+  std::memcpy(code, &codes.v, 64);
+  std::memcpy(high, &high_table.v, 64);
+  std::memcpy(low, &low_table.v, 64);
+  for (int i = 0; i < 64; ++i) {
+    uint8_t* to = both[i % 16 / 8] + i / 16 * 16 + i % 8 * 2;
+    to[0] = static_cast<uint8_t>(low[code[i]] | (signs[i] & 127));
+    to[1] = static_cast<uint8_t>(high[code[i]] | (signs[i] & 128));
+  }
+  std::memcpy(&out[0].v, both[0], 64);
+  std::memcpy(&out[1].v, both[1], 64);
+}
 PIO_INLINE void store_bytes(uint8_t* p, Bytes a) { std::memcpy(p, &a.v, 64); }
 PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i of the four quarters
   for (int i = 0; i < 4; ++i) p[i] = a.v[i] + a.v[i + 4] + a.v[i + 8] + a.v[i + 12];

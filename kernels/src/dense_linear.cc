@@ -1,9 +1,12 @@
-// y = x W^T (+ bias) for bf16 and float32 weights as torch stores them; several weights may read one x.
+// y = x W^T (+ bias) for bf16 and float32 weights as torch stores them, and for bf16 weights in 12 bits (lossless.h),
+// with the same bits; several weights may read one x.
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "dense.h"
 #include "entries.h"
+#include "lossless.h"
 #include "quant.h"
 #include "thread_pool.h"
 
@@ -11,7 +14,8 @@ namespace pio {
 namespace {
 
 struct Target {
-  const char* weight;
+  const char* weight;              // dense, or
+  std::optional<Lossless> packed;  // in 12 bits
   const void* bias;
   char* out;
   int64_t rows;
@@ -27,22 +31,55 @@ void store_block(const Target& target, const DenseInput& x, const DenseInput::Bl
                target.rows, std::min(kDensePanel, n - p));
 }
 
-// The weight rows [from, to) times all of x. Each block of x passes all of them, so what is read from memory is read
-// once and what comes again and again comes from the second-level cache.
-void multiply_group(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
+// The weight rows [from, to) as the tiles read them: where they lie, or made in memory of the calling thread.
+const char* dense_rows(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
+  if (!target.packed) return target.weight + from * x.row_bytes();
+  float* rows = scratch_floats(4, ceil_div((to - from) * x.row_bytes(), 4));
+  expand_rows(*target.packed, from, to, reinterpret_cast<uint16_t*>(rows));
+  return reinterpret_cast<const char*>(rows);
+}
+
+// Whether a single row of x meets the weights between memory and its products, without a copy of them.
+bool meets_packed(const Target& target, const DenseInput& x) {
+  return target.packed && x.rows.size() == 1 && !x.tile.pack;
+}
+
+void multiply_packed(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
+  alignas(64) float y[kMostDenseSums];
+  for (int64_t w = from; w < to; w += kDensePanel) {
+    const int n = static_cast<int>(std::min<int64_t>(kDensePanel, to - w));
+    multiply_lossless(*target.packed, w, n, static_cast<const uint16_t*>(x.rows[0]), y);
+    store_block(target, x, x.blocks[0], w, n, y);
+  }
+}
+
+// The weight rows [from, to), which begin at `rows`, times all of x. Each block of x passes all of them, so what is
+// read from memory is read once and what comes again and again comes from the second-level cache.
+void multiply_rows(const Target& target, const char* rows, const DenseInput& x, int64_t from, int64_t to) {
   alignas(64) float y[kMostDenseSums];
   for (const auto& block : x.blocks)
     for (int64_t w = from; w < to; w += x.tile.weights) {
       const int n = static_cast<int>(std::min<int64_t>(x.tile.weights, to - w));
-      x.multiply(target.weight + w * x.row_bytes(), x.row_bytes(), n, block, y);
+      x.multiply(rows + (w - from) * x.row_bytes(), x.row_bytes(), n, block, y);
       store_block(target, x, block, w, n, y);
     }
+}
+
+void multiply_group(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
+  if (meets_packed(target, x)) return multiply_packed(target, x, from, to);
+  // What one block alone reads need not stay for others: it is made a tile at a time.
+  const int64_t step = target.packed && x.blocks.size() == 1 ? x.tile.weights : to - from;
+  for (int64_t w = from; w < to; w += step) {
+    const int64_t end = std::min(w + step, to);
+    multiply_rows(target, dense_rows(target, x, w, end), x, w, end);
+  }
 }
 
 // The same in parts of the columns, so that neither long rows of weights nor many rows of x leave the second-level
 // cache: of up to 1,024 rows a part is 1 MB.
 void multiply_parts(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
   const int64_t tasks = ceil_div(to - from, x.tile.weights), all = static_cast<int64_t>(x.blocks.size());
+  const char* rows = dense_rows(target, x, from, to);
   for (int64_t first = 0; first < all; first += kPartBlocks) {
     const int64_t count = std::min(kPartBlocks, all - first);
     const void* blocks[kPartBlocks];
@@ -55,7 +92,7 @@ void multiply_parts(const Target& target, const DenseInput& x, int64_t from, int
     for (int64_t part = 0; part < ceil_div(x.cols, kPartColumns); ++part)
       for (int64_t j = 0; j < tasks; ++j) {
         const int64_t w = from + j * x.tile.weights;
-        x.tile.multiply_part(target.weight + w * x.row_bytes(), x.row_bytes(),
+        x.tile.multiply_part(rows + (w - from) * x.row_bytes(), x.row_bytes(),
                              static_cast<int>(std::min<int64_t>(x.tile.weights, to - w)), blocks, n_x, count, x.cols,
                              part, sums + j * count * kDenseSums);
       }
@@ -67,7 +104,7 @@ void multiply_parts(const Target& target, const DenseInput& x, int64_t from, int
         const int n = static_cast<int>(std::min<int64_t>(x.tile.weights, to - w));
         const auto& block = x.blocks[static_cast<size_t>(first + i)];
         if (block.count == 1)
-          x.multiply(target.weight + w * x.row_bytes(), x.row_bytes(), n, block, y);
+          x.multiply(rows + (w - from) * x.row_bytes(), x.row_bytes(), n, block, y);
         else
           x.tile.results(sums + (j * count + i) * kDenseSums, n, block.count, y);
         store_block(target, x, block, w, n, y);
@@ -105,38 +142,62 @@ void multiply_all(const std::vector<Target>& targets, int64_t tasks, int64_t gro
   });
 }
 
+Target target_of(Address bias, Address out, Address rows, Dtype dtype, int64_t m, const char* kernel) {
+  if (m > 0) require_address(out, size_of(dtype), kernel, "out");
+  const auto own = static_cast<int64_t>(rows);
+  require(own > 0, std::string(kernel) + ": rows must be positive");
+  return {nullptr, {}, reinterpret_cast<const void*>(bias), reinterpret_cast<char*>(out), own, 0};
+}
+
+void run(std::vector<Target> targets, Address x, int64_t m, int64_t cols, Dtype dtype, const char* kernel,
+         int threads) {
+  if (m == 0) return;
+  require_address(x, size_of(dtype), kernel, "x");
+  int64_t rows = 0, tasks = 0;
+  for (const auto& target : targets) rows += target.rows;
+  const int64_t row_bytes = cols * static_cast<int64_t>(size_of(dtype));
+  const int used = std::max(1, threads_for(rows * row_bytes, rows * cols * m, threads));
+  const int64_t group = group_rows(current_dense_tile(dtype), row_bytes, rows, m, used);
+  for (auto& target : targets) {
+    target.first_task = tasks;
+    tasks += ceil_div(target.rows, group);
+  }
+  std::vector<const void*> from(static_cast<size_t>(m));
+  for (int64_t r = 0; r < m; ++r) from[static_cast<size_t>(r)] = reinterpret_cast<const char*>(x) + r * row_bytes;
+  multiply_all(targets, tasks, group, dense_input(std::move(from), {0, m}, cols, dtype, 0, used), used);
+}
+
+void check_sizes(size_t numbers, size_t each, int64_t m, int64_t cols, const char* kernel, const char* many) {
+  require(numbers > 0 && numbers % each == 0, std::string(kernel) + ": targets must be " + many + " numbers each");
+  require(m >= 0 && cols > 0, std::string(kernel) + ": m must not be negative, cols must be positive");
+}
+
 }  // namespace
 
 // x [m, cols] -> out [m, rows] for each target. targets: four numbers each, the addresses of the weight [rows, cols],
 // of bias (0: none) and out, and rows. x, weights, bias and out have the same element type and are dense.
 void dense_linear(Address x, int64_t m, int64_t cols, int dtype, const std::vector<uint64_t>& targets, int threads) {
   const Dtype type = require_dtype(dtype, "dense_linear");
-  require(!targets.empty() && targets.size() % 4 == 0, "dense_linear: targets must be four numbers each");
-  require(m >= 0 && cols > 0, "dense_linear: m must not be negative, cols must be positive");
+  check_sizes(targets.size(), 4, m, cols, "dense_linear", "four");
   std::vector<Target> all;
-  int64_t rows = 0;
   for (size_t i = 0; i < targets.size(); i += 4) {
     require_address(targets[i], size_of(type), "dense_linear", "weight");
-    if (m > 0) require_address(targets[i + 2], size_of(type), "dense_linear", "out");
-    const int64_t own = static_cast<int64_t>(targets[i + 3]);
-    require(own > 0, "dense_linear: rows must be positive");
-    all.push_back({reinterpret_cast<const char*>(targets[i]), reinterpret_cast<const void*>(targets[i + 1]),
-                   reinterpret_cast<char*>(targets[i + 2]), own, 0});
-    rows += own;
+    all.push_back(target_of(targets[i + 1], targets[i + 2], targets[i + 3], type, m, "dense_linear"));
+    all.back().weight = reinterpret_cast<const char*>(targets[i]);
   }
-  if (m == 0) return;
-  require_address(x, size_of(type), "dense_linear", "x");
-  const int64_t row_bytes = cols * static_cast<int64_t>(size_of(type));
-  const int used = std::max(1, threads_for(rows * row_bytes, rows * cols * m, threads));
-  const int64_t group = group_rows(current_dense_tile(type), row_bytes, rows, m, used);
-  int64_t tasks = 0;
-  for (auto& target : all) {
-    target.first_task = tasks;
-    tasks += ceil_div(target.rows, group);
+  run(std::move(all), x, m, cols, type, "dense_linear", threads);
+}
+
+// The same over weights in 12 bits, in bf16. targets: five numbers each, the addresses of data, index, bias (0: none)
+// and out, and rows.
+void lossless_linear(Address x, int64_t m, int64_t cols, const std::vector<uint64_t>& targets, int threads) {
+  check_sizes(targets.size(), 5, m, cols, "lossless_linear", "five");
+  std::vector<Target> all;
+  for (size_t i = 0; i < targets.size(); i += 5) {
+    all.push_back(target_of(targets[i + 2], targets[i + 3], targets[i + 4], Dtype::bf16, m, "lossless_linear"));
+    all.back().packed = checked_lossless("lossless_linear", targets[i], targets[i + 1], all.back().rows, cols);
   }
-  std::vector<const void*> from(static_cast<size_t>(m));
-  for (int64_t r = 0; r < m; ++r) from[static_cast<size_t>(r)] = reinterpret_cast<const char*>(x) + r * row_bytes;
-  multiply_all(all, tasks, group, dense_input(std::move(from), {0, m}, cols, type, 0, used), used);
+  run(std::move(all), x, m, cols, Dtype::bf16, "lossless_linear", threads);
 }
 
 }  // namespace pio

@@ -1,6 +1,7 @@
 // A whole mixture-of-experts layer in one call, for experts as torch stores them: y[t] = sum over the token's experts e
 // of weight * down_e(silu(gate_e x) * up_e x). Rounds to the element type where transformers does before the down
-// projection; the experts' outputs are added up in float32 and rounded once.
+// projection; the experts' outputs are added up in float32 and rounded once. Experts in 12 bits (lossless.h) give the
+// same bits.
 #ifdef PIO_ISA
 #include "simd/kept.inc"
 namespace pio::PIO_ISA {
@@ -27,6 +28,7 @@ void swiglu_kept(const float* gate, const float* up, int count, void* out, Dtype
 #include "dense.h"
 #include "entries.h"
 #include "foreach_isa.h"
+#include "lossless.h"
 #include "quant.h"
 #include "routing.h"
 
@@ -36,12 +38,24 @@ PIO_TABLE(swiglu_kept)
 
 namespace {
 
-struct DenseExperts {
-  const char *gate_up, *down;  // [experts, 2 * inner, hidden], [experts, hidden, inner]
-  int64_t hidden, inner, size;
+// The weights of one projection of all experts, [experts, rows, cols].
+struct Stack {
+  const char* dense;  // or
+  Lossless packed;    // the first expert's, in 12 bits
+  int64_t rows, row_bytes;
 
-  const char* gate(int64_t expert, int64_t row) const { return gate_up + (expert * 2 * inner + row) * hidden * size; }
-  const char* down_row(int64_t expert, int64_t row) const { return down + (expert * hidden + row) * inner * size; }
+  // Rows [from, from + n) of an expert as the tiles read them: where they lie, or made in the calling thread's memory.
+  const char* take(int64_t expert, int64_t from, int n, int slot) const {
+    if (dense) return dense + (expert * rows + from) * row_bytes;
+    float* made = scratch_floats(slot, ceil_div(n * row_bytes, 4));
+    expand_rows(packed.of(expert), from, from + n, reinterpret_cast<uint16_t*>(made));
+    return reinterpret_cast<const char*>(made);
+  }
+};
+
+struct DenseExperts {
+  Stack gate_up, down;  // [experts, 2 * inner, hidden], [experts, hidden, inner]
+  int64_t hidden, inner, size;
 };
 
 // middle[pair][from ..] of the pairs of one expert.
@@ -50,10 +64,11 @@ void gate_and_up(const DenseExperts& w, const Routing& routing, size_t active, i
   alignas(64) float gate[kMostDenseSums], up[kMostDenseSums];
   const int64_t expert = routing.experts[active];
   const int n = static_cast<int>(std::min<int64_t>(x.tile.weights, w.inner - from));
+  const char *gates = w.gate_up.take(expert, from, n, 4), *ups = w.gate_up.take(expert, w.inner + from, n, 5);
   for (int64_t b = x.first_block[active]; b < x.first_block[active + 1]; ++b) {
     const auto& block = x.blocks[static_cast<size_t>(b)];
-    x.multiply(w.gate(expert, from), x.row_bytes(), n, block, gate);
-    x.multiply(w.gate(expert, w.inner + from), x.row_bytes(), n, block, up);
+    x.multiply(gates, x.row_bytes(), n, block, gate);
+    x.multiply(ups, x.row_bytes(), n, block, up);
     for (int p = 0; p < n; p += kDensePanel)
       PIO_CALL(swiglu_kept)(gate + p * block.count, up + p * block.count, block.count, middle, x.dtype,
                             block.first * w.inner + from + p, w.inner, std::min(kDensePanel, n - p));
@@ -64,14 +79,16 @@ void gate_and_up(const DenseExperts& w, const Routing& routing, size_t active, i
 void down_and_add(const DenseExperts& w, const Routing& routing, int64_t from, int n, const DenseInput& middle,
                   float* sum) {
   alignas(64) float y[kMostDenseSums];
-  for (size_t active = 0; active < routing.experts.size(); ++active)
+  for (size_t active = 0; active < routing.experts.size(); ++active) {
+    const char* rows = w.down.take(routing.experts[active], from, n, 4);
     for (int64_t b = middle.first_block[active]; b < middle.first_block[active + 1]; ++b) {
       const auto& block = middle.blocks[static_cast<size_t>(b)];
-      middle.multiply(w.down_row(routing.experts[active], from), middle.row_bytes(), n, block, y);
+      middle.multiply(rows, middle.row_bytes(), n, block, y);
       for (int p = 0; p < n; p += kDensePanel)
         add_weighted(y + p * block.count, block.count, routing.token.data() + block.first,
                      routing.weight.data() + block.first, sum + p, middle.tile.weights);
     }
+  }
 }
 
 void run(const DenseExperts& w, const Routing& routing, const char* x, int64_t tokens, Dtype type, void* out,
@@ -102,6 +119,26 @@ void run(const DenseExperts& w, const Routing& routing, const char* x, int64_t t
   });
 }
 
+void check_and_run(const DenseExperts& w, const char* kernel, Address x, int64_t tokens, Dtype type, Address experts,
+                   Address weights, int64_t k, int64_t n_experts, Address out, int threads) {
+  if (tokens == 0) return;
+  require_address(x, size_of(type), kernel, "x");
+  require_address(out, size_of(type), kernel, "out");
+  require_address(experts, 8, kernel, "experts");
+  require_address(weights, 4, kernel, "weights");
+  const Routing routing = sort_by_expert(kernel, reinterpret_cast<const int64_t*>(experts),
+                                         reinterpret_cast<const float*>(weights), tokens, k, n_experts);
+  const int64_t values = 3 * w.hidden * w.inner;
+  const int64_t bytes = static_cast<int64_t>(routing.experts.size()) * values * w.size;
+  run(w, routing, reinterpret_cast<const char*>(x), tokens, type, reinterpret_cast<void*>(out),
+      std::max(1, threads_for(bytes, values * tokens * k, threads)));
+}
+
+void check_counts(const char* kernel, int64_t tokens, int64_t hidden, int64_t inner, int64_t k, int64_t n_experts) {
+  require(tokens >= 0 && hidden > 0 && inner > 0 && k > 0 && n_experts > 0,
+          std::string(kernel) + ": tokens must not be negative, hidden, inner, k and n_experts must be positive");
+}
+
 }  // namespace
 
 // x [tokens, hidden] -> out [tokens, hidden]. experts [tokens, k] int64 and weights [tokens, k] float32 say where each
@@ -110,23 +147,31 @@ void run(const DenseExperts& w, const Routing& routing, const char* x, int64_t t
 void dense_moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, int dtype, Address experts, Address weights,
                int64_t k, int64_t n_experts, Address gate_up, Address down, Address out, int threads) {
   const Dtype type = require_dtype(dtype, "dense_moe");
-  require(tokens >= 0 && hidden > 0 && inner > 0 && k > 0 && n_experts > 0,
-          "dense_moe: tokens must not be negative, hidden, inner, k and n_experts must be positive");
+  check_counts("dense_moe", tokens, hidden, inner, k, n_experts);
   require_address(gate_up, size_of(type), "dense_moe", "gate_up");
   require_address(down, size_of(type), "dense_moe", "down");
-  if (tokens == 0) return;
-  require_address(x, size_of(type), "dense_moe", "x");
-  require_address(out, size_of(type), "dense_moe", "out");
-  require_address(experts, 8, "dense_moe", "experts");
-  require_address(weights, 4, "dense_moe", "weights");
-  const Routing routing = sort_by_expert("dense_moe", reinterpret_cast<const int64_t*>(experts),
-                                         reinterpret_cast<const float*>(weights), tokens, k, n_experts);
-  const DenseExperts w{reinterpret_cast<const char*>(gate_up), reinterpret_cast<const char*>(down), hidden, inner,
-                       static_cast<int64_t>(size_of(type))};
-  const int64_t values = 3 * hidden * inner;
-  const int64_t bytes = static_cast<int64_t>(routing.experts.size()) * values * w.size;
-  run(w, routing, reinterpret_cast<const char*>(x), tokens, type, reinterpret_cast<void*>(out),
-      std::max(1, threads_for(bytes, values * tokens * k, threads)));
+  const auto size = static_cast<int64_t>(size_of(type));
+  const DenseExperts w{{reinterpret_cast<const char*>(gate_up), {}, 2 * inner, hidden * size},
+                       {reinterpret_cast<const char*>(down), {}, hidden, inner * size},
+                       hidden,
+                       inner,
+                       size};
+  check_and_run(w, "dense_moe", x, tokens, type, experts, weights, k, n_experts, out, threads);
+}
+
+// The same in bf16 over experts in 12 bits, each packed as a whole, one behind the other.
+void lossless_moe(Address x, int64_t tokens, int64_t hidden, int64_t inner, Address experts, Address weights, int64_t k,
+                  int64_t n_experts, Address gate_up_data, Address gate_up_index, Address down_data, Address down_index,
+                  Address out, int threads) {
+  check_counts("lossless_moe", tokens, hidden, inner, k, n_experts);
+  const DenseExperts w{
+      {nullptr, checked_lossless("lossless_moe", gate_up_data, gate_up_index, 2 * inner, hidden), 2 * inner,
+       hidden * 2},
+      {nullptr, checked_lossless("lossless_moe", down_data, down_index, hidden, inner), hidden, inner * 2},
+      hidden,
+      inner,
+      2};
+  check_and_run(w, "lossless_moe", x, tokens, Dtype::bf16, experts, weights, k, n_experts, out, threads);
 }
 
 }  // namespace pio
