@@ -13,6 +13,7 @@ namespace pio {
 
 constexpr int kLosslessBits = 12;
 constexpr int kLosslessRows = 8;     // rows that share their exponents: a panel
+constexpr int kLosslessApart = 16;   // rows between two of a panel: each is a stream that goes on with the next panel's
 constexpr int kLosslessBlock = 128;  // columns of a block: 64 bytes of exponent codes, 128 of signs and mantissas
 constexpr int kLosslessBlockBytes = 192;
 constexpr int kLosslessExponents = 16;
@@ -24,15 +25,25 @@ struct LosslessExtra {
 };
 static_assert(sizeof(LosslessExtra) == 4);
 
+// Panels `first` to `first + apart - 1` take turns in the rows from `row` on: row + i is place i / apart of panel
+// first + i % apart. The last rows of a weight may be fewer, and then `apart` is less.
+struct LosslessGroup {
+  int64_t first, apart, row;
+};
+
 // A weight [rows, cols]. `index` has two parts: marks, a panel's at a time, and behind all of them the extras, panel by
 // panel, block by block.
 struct Lossless {
-  const uint8_t* data;   // [panels][8 rows][blocks][192]
+  const uint8_t* data;   // [rows, padded to whole panels][blocks][192]
   const uint8_t* index;  // [panels] of { uint8 exponents[16]; uint32 first extra; uint16 extras[blocks] }, then extras
   int64_t rows, cols;
 
   int64_t panels() const { return ceil_div(rows, kLosslessRows); }
   int64_t blocks() const { return ceil_div(cols, kLosslessBlock); }
+  LosslessGroup group_of(int64_t panel) const {
+    const int64_t first = panel / kLosslessApart * kLosslessApart;
+    return {first, std::min<int64_t>(kLosslessApart, panels() - first), first * kLosslessRows};
+  }
   int64_t row_bytes() const { return blocks() * kLosslessBlockBytes; }
   int64_t mark_bytes() const { return (kLosslessExponents + 4 + 2 * blocks() + 3) / 4 * 4; }
   int64_t data_bytes() const { return panels() * kLosslessRows * row_bytes(); }
@@ -69,8 +80,8 @@ Lossless checked_lossless(const char* kernel, Address data, Address index, int64
 // Rows [from, to) as bf16, `cols` apart. Defined in src/lossless.cc.
 void expand_rows(const Lossless& w, int64_t from, int64_t to, uint16_t* out);
 
-// out[i / 16][i % 16] = row from + i times x over all columns, i < n, with the bits that the dense tile of the sets
-// without AMX gives one row of x. from and n: multiples of 8, but for an n that reaches the last row.
-void multiply_lossless(const Lossless& w, int64_t from, int n, const uint16_t* x, float* out);
+// out[i] = the row at place i of a panel times x over all columns, with the bits that the dense tile of the sets
+// without AMX gives one row of x. Anything where there is no such row.
+void multiply_lossless(const Lossless& w, int64_t panel, const uint16_t* x, float (&out)[kLosslessRows]);
 
 }  // namespace pio

@@ -60,7 +60,7 @@ inline int threads_for(int64_t bytes, int64_t macs, int threads) {
 
 constexpr int kMaxTileRows = 16;
 constexpr int kMaxTilePanels = 2;
-constexpr int kMostAlone = 8;  // panels that a single row of activations meets at a time
+constexpr int kMostAlone = 16;  // panels that a single row of activations meets at a time
 
 // How the current instruction set likes its tiles, and the multiplication itself:
 // out[p * tile.rows + t][16] = the 16 products of panel panels[p] with activation row rows[t], over all columns, for

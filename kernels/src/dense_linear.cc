@@ -39,36 +39,21 @@ const char* dense_rows(const Target& target, const DenseInput& x, int64_t from, 
   return reinterpret_cast<const char*>(rows);
 }
 
-// Whether a single row of x meets the weights between memory and its products, without a copy of them.
-bool meets_packed(const Target& target, const DenseInput& x) {
-  return target.packed && x.rows.size() == 1 && !x.tile.pack;
-}
-
-void multiply_packed(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
-  alignas(64) float y[kMostDenseSums];
-  for (int64_t w = from; w < to; w += kDensePanel) {
-    const int n = static_cast<int>(std::min<int64_t>(kDensePanel, to - w));
-    multiply_lossless(*target.packed, w, n, static_cast<const uint16_t*>(x.rows[0]), y);
-    store_block(target, x, x.blocks[0], w, n, y);
-  }
-}
-
 // The weight rows [from, to), which begin at `rows`, times all of x. Each block of x passes all of them, so what is
 // read from memory is read once and what comes again and again comes from the second-level cache.
 void multiply_rows(const Target& target, const char* rows, const DenseInput& x, int64_t from, int64_t to) {
   alignas(64) float y[kMostDenseSums];
   for (const auto& block : x.blocks)
-    for (int64_t w = from; w < to; w += x.tile.weights) {
-      const int n = static_cast<int>(std::min<int64_t>(x.tile.weights, to - w));
+    for (int64_t w = from; w < to; w += x.together()) {
+      const int n = static_cast<int>(std::min<int64_t>(x.together(), to - w));
       x.multiply(rows + (w - from) * x.row_bytes(), x.row_bytes(), n, block, y);
       store_block(target, x, block, w, n, y);
     }
 }
 
 void multiply_group(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
-  if (meets_packed(target, x)) return multiply_packed(target, x, from, to);
   // What one block alone reads need not stay for others: it is made a tile at a time.
-  const int64_t step = target.packed && x.blocks.size() == 1 ? x.tile.weights : to - from;
+  const int64_t step = target.packed && x.blocks.size() == 1 ? x.together() : to - from;
   for (int64_t w = from; w < to; w += step) {
     const int64_t end = std::min(w + step, to);
     multiply_rows(target, dense_rows(target, x, w, end), x, w, end);
@@ -142,6 +127,43 @@ void multiply_all(const std::vector<Target>& targets, int64_t tasks, int64_t gro
   });
 }
 
+// A single row of x meets weights in 12 bits between memory and its products, without a copy of them. Panels [from, to)
+// of one group.
+void multiply_panels(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
+  alignas(64) float y[kLosslessRows][kDensePanel];
+  const LosslessGroup group = target.packed->group_of(from);
+  for (int64_t panel = from; panel < to; ++panel) {
+    float places[kLosslessRows];
+    multiply_lossless(*target.packed, panel, static_cast<const uint16_t*>(x.rows[0]), places);
+    for (int r = 0; r < kLosslessRows; ++r) y[r][panel - from] = places[r];
+  }
+  for (int r = 0; r < kLosslessRows; ++r) {
+    const int64_t row = group.row + (from - group.first) + r * group.apart;
+    const int n = static_cast<int>(std::min(to - from, target.rows - row));
+    if (n > 0) store_rows(y[r], 1, target.bias, target.out, x.dtype, row, target.rows, n);
+  }
+}
+
+// Panels of all targets, numbered through them.
+void multiply_alone(std::vector<Target> targets, const DenseInput& x, int threads) {
+  int64_t panels = 0;
+  for (auto& target : targets) {
+    target.first_task = panels;
+    panels += target.packed->panels();
+  }
+  parallel_for(panels, kLosslessApart, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin, next; i < end; i = next) {
+      size_t j = targets.size() - 1;
+      while (targets[j].first_task > i) --j;
+      const int64_t from = i - targets[j].first_task;
+      const LosslessGroup group = targets[j].packed->group_of(from);
+      const int64_t to = std::min(group.first + group.apart, end - targets[j].first_task);
+      multiply_panels(targets[j], x, from, to);
+      next = targets[j].first_task + to;
+    }
+  });
+}
+
 Target target_of(Address bias, Address out, Address rows, Dtype dtype, int64_t m, const char* kernel) {
   if (m > 0) require_address(out, size_of(dtype), kernel, "out");
   const auto own = static_cast<int64_t>(rows);
@@ -164,7 +186,9 @@ void run(std::vector<Target> targets, Address x, int64_t m, int64_t cols, Dtype 
   }
   std::vector<const void*> from(static_cast<size_t>(m));
   for (int64_t r = 0; r < m; ++r) from[static_cast<size_t>(r)] = reinterpret_cast<const char*>(x) + r * row_bytes;
-  multiply_all(targets, tasks, group, dense_input(std::move(from), {0, m}, cols, dtype, 0, used), used);
+  const DenseInput in = dense_input(std::move(from), {0, m}, cols, dtype, 0, used);
+  if (m == 1 && targets[0].packed && !in.tile.pack) return multiply_alone(std::move(targets), in, used);
+  multiply_all(targets, tasks, group, in, used);
 }
 
 void check_sizes(size_t numbers, size_t each, int64_t m, int64_t cols, const char* kernel, const char* many) {

@@ -12,8 +12,10 @@ namespace pio::PIO_ISA {
 // activation row waits for memory: Sapphire Rapids, 9,728 x 2,560 in bf16, eight rows of weights, 19.6 GB/s without
 // fetching ahead, 22.7 to 23.2 with 256 to 1,024 bytes, and 21.6 where the beginnings of the following rows are left
 // out.
+// next: bytes from the end of one of these weight rows to what its stream goes on with.
 template <class E, int W, int T, class Ahead>
-void multiply_dense(const void* const* weights, int64_t stride, const void* const* rows, int64_t cols, float* out) {
+void multiply_dense(const void* const* weights, int64_t stride, const void* const* rows, int64_t cols, int64_t next,
+                    float* out) {
   using Type = typename E::Type;
   const Type *w[W], *x[T];
   for (int i = 0; i < W; ++i) w[i] = static_cast<const Type*>(weights[i]);
@@ -27,7 +29,7 @@ void multiply_dense(const void* const* weights, int64_t stride, const void* cons
     for (int t = 0; t < T; ++t) a[t] = E::load(x[t] + k);
     // At the end of the rows, the beginnings of those that follow.
     const int64_t place = k * static_cast<int64_t>(sizeof(Type)) + Ahead::kDenseBytes;
-    const int64_t ahead = place < stride ? place : place + (W - 1) * stride;
+    const int64_t ahead = place < stride ? place : place + next;
     for (int i = 0; i < W; ++i) {
       if constexpr (T == 1) Ahead::fetch(reinterpret_cast<const char*>(w[i]) + ahead);
       const auto b = E::load(w[i] + k);
@@ -54,19 +56,36 @@ void multiply_panel_rows(const char* w, int64_t stride, int n_w, const void* con
   int i = 0;
   for (; i + kAtOnce <= n_w; i += kAtOnce) {
     for (int j = 0; j < kAtOnce; ++j) some[j] = w + (i + j) * stride;
-    multiply_dense<E, kAtOnce, T, Ahead>(some, stride, x, cols, out + i);
+    multiply_dense<E, kAtOnce, T, Ahead>(some, stride, x, cols, (kAtOnce - 1) * stride, out + i);
   }
   for (; i < n_w; i += 4) {
     for (int j = 0; j < 4; ++j) some[j] = w + (i + j < n_w ? i + j : n_w - 1) * stride;
-    multiply_dense<E, 4, T, Ahead>(some, stride, x, cols, out + i);
+    multiply_dense<E, 4, T, Ahead>(some, stride, x, cols, 3 * stride, out + i);
   }
+}
+
+// A single row of x. Not the next rows side by side but every so many-th, so that each stream goes on through several
+// rows: a new stream is slow until the prefetchers follow it.
+template <class E, class Ahead>
+void multiply_streams(const char* w, int64_t stride, int n_w, const void* const* x, int64_t cols, float* out) {
+  constexpr int kStreams = PIO_DENSE_ROWS > 1 ? 8 : PIO_DENSE_WEIGHTS;
+  const int apart = n_w / kStreams, rest = kStreams * apart;
+  for (int i = 0; i < apart; ++i) {
+    const void* some[kStreams];
+    alignas(64) float y[kStreams];
+    for (int j = 0; j < kStreams; ++j) some[j] = w + (j * apart + i) * stride;
+    const int64_t next = i + 1 < apart ? 0 : (kStreams - 1) * apart * stride;
+    multiply_dense<E, kStreams, 1, Ahead>(some, stride, x, cols, next, y);
+    for (int j = 0; j < kStreams; ++j) out[j * apart + i] = y[j];
+  }
+  multiply_panel_rows<E, 1, Ahead>(w + rest * stride, stride, n_w - rest, x, cols, out + rest);
 }
 
 template <class E>
 void multiply_panel(const char* w, int64_t stride, int n_w, const void* const* x, int n_x, int64_t cols, float* out) {
   switch (n_x) {
     case 1:
-      return few_ways() ? multiply_panel_rows<E, 1, Far>(w, stride, n_w, x, cols, out)
+      return few_ways() ? multiply_streams<E, Far>(w, stride, n_w, x, cols, out)
                         : multiply_panel_rows<E, 1, Near>(w, stride, n_w, x, cols, out);
 #if PIO_DENSE_ROWS > 1
     case 2:
@@ -91,7 +110,8 @@ void multiply_dense_panel(const void* w, int64_t stride, int n_w, const void* co
 }
 
 DenseTile dense_tile() {
-  return {kDensePanel, PIO_DENSE_ROWS, multiply_dense_panel, nullptr, nullptr, nullptr, nullptr};
+  const int alone = few_ways() ? Far::kDenseTogether : Near::kDenseTogether;
+  return {kDensePanel, PIO_DENSE_ROWS, alone, multiply_dense_panel, nullptr, nullptr, nullptr, nullptr};
 }
 
 }  // namespace pio::PIO_ISA

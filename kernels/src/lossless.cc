@@ -28,7 +28,8 @@ PIO_INLINE void widen_block(const uint8_t* block, const Exponents& e, Pairs* out
 
 void expand_lossless_rows(const Lossless& w, int64_t from, int64_t to, uint16_t* out) {
   for (int64_t r = from; r < to; ++r, out += w.cols) {
-    const int64_t panel = r / kLosslessRows;
+    const LosslessGroup group = w.group_of(r / kLosslessRows);
+    const int64_t panel = group.first + (r - group.row) % group.apart, place = (r - group.row) / group.apart;
     const Exponents e = exponents_of(w.marks(panel));
     const LosslessExtra* extra = w.extras(panel);
     for (int64_t b = 0; b < w.blocks(); ++b) {
@@ -40,32 +41,40 @@ void expand_lossless_rows(const Lossless& w, int64_t from, int64_t to, uint16_t*
         if (left > 32 * i)
           store_pairs_n(here + 32 * i, wide[i], left - 32 * i < 32 ? static_cast<int>(left - 32 * i) : 32);
       for (int n = w.within(extra, w.extras_in(panel, b)); n > 0; --n, ++extra)
-        if (extra->row == r % kLosslessRows && extra->column < left) here[extra->column] = extra->value;
+        if (extra->row == place && extra->column < left) here[extra->column] = extra->value;
     }
   }
 }
 
-// The block of R rows with the values that have exponents of their own, then times x. Apart: one block in some dozens.
+// One block of R rows, with the values that have exponents of their own, times x: only rows that have some go through
+// memory. Apart: one block in a dozen of normal weights.
 template <int R>
-PIO_APART void multiply_patched(const uint8_t* block, int64_t row_bytes, const Exponents& e, const LosslessExtra* extra,
+PIO_APART void multiply_patched(const uint8_t* block, int64_t stride, const Exponents& e, const LosslessExtra* extra,
                                 int count, int first, const Pairs* x, int n, F32* acc) {
-  alignas(64) uint16_t wide[R][kLosslessBlock];
   for (int r = 0; r < R; ++r) {
-    Pairs pairs[4];
-    widen_block(block + r * row_bytes, e, pairs);
-    for (int i = 0; i < 4; ++i) store_pairs_n(wide[r] + 32 * i, pairs[i], 32);
+    Pairs wide[4];
+    widen_block(block + r * stride, e, wide);
+    bool own = false;
+    for (int i = 0; i < count; ++i) own = own || extra[i].row == first + r;
+    if (own) {
+      alignas(64) uint16_t values[kLosslessBlock];
+      for (int i = 0; i < 4; ++i) store_pairs_n(values + 32 * i, wide[i], 32);
+      for (int i = 0; i < count; ++i)
+        if (extra[i].row == first + r) values[extra[i].column % kLosslessBlock] = extra[i].value;
+      for (int i = 0; i < 4; ++i) wide[i] = load_pairs(values + 32 * i);
+    }
+    for (int i = 0; i < n; ++i) acc[r] = dot_pairs(acc[r], wide[i], x[i]);
   }
-  for (int i = 0; i < count; ++i)
-    if (const int r = extra[i].row - first; r >= 0 && r < R) wide[r][extra[i].column % kLosslessBlock] = extra[i].value;
-  for (int i = 0; i < n; ++i)
-    for (int r = 0; r < R; ++r) acc[r] = dot_pairs(acc[r], load_pairs(wide[r] + 32 * i), x[i]);
 }
 
-// R rows of a panel from row `first` of it on. x is read as far as there are columns; beyond, both factors are zeros.
+// R rows of a panel from place `first` on. x is read as far as there are columns; beyond, both factors are zeros.
 template <int R, class Ahead>
-void multiply_rows_of(const Lossless& w, int64_t panel, int first, const uint16_t* x, float* out) {
-  const int64_t row_bytes = w.row_bytes();
-  const uint8_t* rows = w.row(panel * kLosslessRows + first);
+void multiply_places(const Lossless& w, int64_t panel, int first, const uint16_t* x, float* out) {
+  const LosslessGroup group = w.group_of(panel);
+  const int64_t stride = group.apart * w.row_bytes();
+  const uint8_t* rows = w.row(group.row + panel - group.first + first * group.apart);
+  // Bytes until a stream ends, and from there to what it goes on with.
+  const int64_t left_in_stream = (group.first + group.apart - panel) * w.row_bytes(), next = (R - 1) * stride;
   const Exponents e = exponents_of(w.marks(panel));
   const LosslessExtra* extra = w.extras(panel);
   F32 acc[R];
@@ -80,17 +89,17 @@ void multiply_rows_of(const Lossless& w, int64_t panel, int first, const uint16_
                       ? load_pairs(here + 32 * i)
                       : load_pairs_n(here + 32 * i, left > 32 * i ? static_cast<int>(left - 32 * i) : 0);
     const int64_t place = b * kLosslessBlockBytes + Ahead::kLosslessBytes;
-    const int64_t ahead = Ahead::kLosslessBytes + (place < row_bytes ? 0 : (R - 1) * row_bytes);
+    const int64_t ahead = Ahead::kLosslessBytes + (place < left_in_stream ? 0 : next);
     const int count = w.extras_in(panel, b);
     if (count || n < 4) {
       const int own = w.within(extra, count);
-      multiply_patched<R>(rows, row_bytes, e, extra, own, first, wanted, n, acc);
+      multiply_patched<R>(rows, stride, e, extra, own, first, wanted, n, acc);
       extra += own;
       continue;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const uint8_t* block = rows + r * row_bytes;
+      const uint8_t* block = rows + r * stride;
       for (int i = 0; i < kLosslessBlockBytes; i += 64) Ahead::fetch(block + ahead + i);
       Pairs wide[4];
       widen_block(block, e, wide);
@@ -101,15 +110,14 @@ void multiply_rows_of(const Lossless& w, int64_t panel, int first, const uint16_
 }
 
 template <class Ahead>
-void multiply_panels(const Lossless& w, int64_t from, int n, const uint16_t* x, float* out) {
-  constexpr int kAtOnce = PIO_DENSE_ROWS > 1 ? 8 : PIO_DENSE_WEIGHTS;
-  for (int i = 0; i < n; i += kLosslessRows)
-    for (int first = 0; first < kLosslessRows; first += kAtOnce)
-      multiply_rows_of<kAtOnce, Ahead>(w, (from + i) / kLosslessRows, first, x, out + i + first);
+void multiply_panel_of(const Lossless& w, int64_t panel, const uint16_t* x, float* out) {
+  constexpr int kAtOnce = PIO_DENSE_ROWS > 1 ? kLosslessRows : PIO_DENSE_WEIGHTS;
+  for (int first = 0; first < kLosslessRows; first += kAtOnce)
+    multiply_places<kAtOnce, Ahead>(w, panel, first, x, out + first);
 }
 
-void multiply_lossless_rows(const Lossless& w, int64_t from, int n, const uint16_t* x, float* out) {
-  few_ways() ? multiply_panels<Far>(w, from, n, x, out) : multiply_panels<Near>(w, from, n, x, out);
+void multiply_lossless_panel(const Lossless& w, int64_t panel, const uint16_t* x, float* out) {
+  few_ways() ? multiply_panel_of<Far>(w, panel, x, out) : multiply_panel_of<Near>(w, panel, x, out);
 }
 
 }  // namespace pio::PIO_ISA
@@ -123,14 +131,14 @@ void multiply_lossless_rows(const Lossless& w, int64_t from, int n, const uint16
 namespace pio {
 
 PIO_TABLE(expand_lossless_rows)
-PIO_TABLE(multiply_lossless_rows)
+PIO_TABLE(multiply_lossless_panel)
 
 void expand_rows(const Lossless& w, int64_t from, int64_t to, uint16_t* out) {
   PIO_CALL(expand_lossless_rows)(w, from, to, out);
 }
 
-void multiply_lossless(const Lossless& w, int64_t from, int n, const uint16_t* x, float* out) {
-  PIO_CALL(multiply_lossless_rows)(w, from, n, x, out);
+void multiply_lossless(const Lossless& w, int64_t panel, const uint16_t* x, float (&out)[kLosslessRows]) {
+  PIO_CALL(multiply_lossless_panel)(w, panel, x, out);
 }
 
 // out[i] = row indices[i] of the weight as bf16 [count, cols]; indices = 0 stands for the rows 0 .. count - 1.

@@ -26,10 +26,27 @@ struct PanelCodes {
   std::array<bool, 256> known;
 };
 
+// The rows of a panel.
+struct PanelRows {
+  const uint16_t* first;
+  int64_t stride;
+  int count;
+
+  const uint16_t* row(int place) const { return first + place * stride; }
+};
+
+PanelRows rows_of(const uint16_t* weight, const Lossless& to, int64_t panel) {
+  const LosslessGroup group = to.group_of(panel);
+  const int64_t first = group.row + panel - group.first, left = to.rows - first;
+  return {weight + first * to.cols, group.apart * to.cols,
+          static_cast<int>(std::min<int64_t>(kLosslessRows, ceil_div(left, group.apart)))};
+}
+
 // The sixteen most frequent exponents, in descending order; among equals the larger is taken.
-PanelCodes choose_exponents(const uint16_t* w, int64_t cols, int rows) {
+PanelCodes choose_exponents(const PanelRows& w, int64_t cols) {
   std::array<int64_t, 256> count{};
-  for (int64_t i = 0; i < rows * cols; ++i) ++count[static_cast<size_t>(exponent_of(w[i]))];
+  for (int r = 0; r < w.count; ++r)
+    for (int64_t c = 0; c < cols; ++c) ++count[static_cast<size_t>(exponent_of(w.row(r)[c]))];
   std::array<int, 256> order;
   for (int e = 0; e < 256; ++e) order[static_cast<size_t>(e)] = 255 - e;
   std::stable_sort(order.begin(), order.end(),
@@ -58,23 +75,23 @@ void pack_block(const uint16_t* w, int n, const PanelCodes& codes, uint8_t* out)
   }
 }
 
-// Panel p without the places of its extras, which are returned.
+// Panel p without the place of its extras, which are returned.
 std::vector<LosslessExtra> pack_panel(const uint16_t* weight, const Lossless& to, int64_t p, uint8_t* data,
                                       uint8_t* marks) {
-  const int64_t first = p * kLosslessRows, cols = to.cols;
-  const int rows = static_cast<int>(std::min<int64_t>(kLosslessRows, to.rows - first));
-  const uint16_t* w = weight + first * cols;
-  const PanelCodes codes = choose_exponents(w, cols, rows);
+  const LosslessGroup group = to.group_of(p);
+  const PanelRows w = rows_of(weight, to, p);
+  const PanelCodes codes = choose_exponents(w, to.cols);
   std::memset(marks, 0, static_cast<size_t>(to.mark_bytes()));
   std::memcpy(marks, codes.exponents.data(), kLosslessExponents);
   std::vector<LosslessExtra> extras;
   for (int64_t b = 0; b < to.blocks(); ++b) {
-    const int n = static_cast<int>(std::min<int64_t>(kLosslessBlock, cols - b * kLosslessBlock));
+    const int n = static_cast<int>(std::min<int64_t>(kLosslessBlock, to.cols - b * kLosslessBlock));
     const size_t before = extras.size();
     for (int r = 0; r < kLosslessRows; ++r) {
-      const uint16_t* from = w + r * cols + b * kLosslessBlock;
-      const int valid = r < rows ? n : 0;
-      pack_block(valid ? from : w, valid, codes, data + r * to.row_bytes() + b * kLosslessBlockBytes);
+      const int valid = r < w.count ? n : 0;
+      const uint16_t* from = valid ? w.row(r) + b * kLosslessBlock : w.first;
+      const int64_t row = group.row + (p - group.first) + r * group.apart;
+      pack_block(from, valid, codes, data + row * to.row_bytes() + b * kLosslessBlockBytes);
       for (int c = 0; c < valid; ++c)
         if (!codes.known[static_cast<size_t>(exponent_of(from[c]))])
           extras.push_back({from[c], static_cast<uint8_t>(r), static_cast<uint8_t>(c)});
@@ -104,9 +121,9 @@ int64_t pack_lossless(Address weight, int64_t rows, int64_t cols, Address data, 
   std::vector<std::vector<LosslessExtra>> extras(static_cast<size_t>(to.panels()));
   parallel_for(to.panels(), 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
-      extras[static_cast<size_t>(p)] = pack_panel(reinterpret_cast<const uint16_t*>(weight), to, p,
-                                                  reinterpret_cast<uint8_t*>(data) + p * kLosslessRows * to.row_bytes(),
-                                                  reinterpret_cast<uint8_t*>(index) + p * to.mark_bytes());
+      extras[static_cast<size_t>(p)] =
+          pack_panel(reinterpret_cast<const uint16_t*>(weight), to, p, reinterpret_cast<uint8_t*>(data),
+                     reinterpret_cast<uint8_t*>(index) + p * to.mark_bytes());
   });
   int64_t total = 0;
   for (int64_t p = 0; p < to.panels(); ++p) {

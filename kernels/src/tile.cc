@@ -71,8 +71,10 @@ PIO_INLINE int32_t minus_sum_of(const char* a, int group) {
   return out;
 }
 
+// apart: panels of out between two of these. next: panels between the end of one and what its stream goes on with.
 template <int bits, int P, int T, class Ahead>
-void multiply(const Packed& weight, const int64_t* panels, const Activations& act, const int64_t* rows, float* out) {
+void multiply(const Packed& weight, const int64_t* panels, const Activations& act, const int64_t* rows, float* out,
+              int apart = 1, int64_t next = 0) {
   const int64_t groups = weight.groups(), group_bytes = weight.group_bytes(), act_bytes = act.group_bytes();
   const int group = weight.group;
   const uint8_t* w[P];
@@ -83,7 +85,6 @@ void multiply(const Packed& weight, const int64_t* panels, const Activations& ac
   }
   const char* a[T];
   for (int t = 0; t < T; ++t) a[t] = act.data + rows[t] * act.stride();
-  const int64_t next = P - 1;  // panels between the end of one and what a thread mostly reads after all of these
   F32 y[P][T];
   for (int p = 0; p < P; ++p)
     for (int t = 0; t < T; ++t) y[p][t] = set(0.0f);
@@ -110,7 +111,7 @@ void multiply(const Packed& weight, const int64_t* panels, const Activations& ac
     for (int t = 0; t < T; ++t) a[t] += act_bytes;
   }
   for (int p = 0; p < P; ++p)
-    for (int t = 0; t < T; ++t) store(out + (p * T + t) * kLanes, y[p][t]);
+    for (int t = 0; t < T; ++t) store(out + (p * apart * T + t) * kLanes, y[p][t]);
 }
 
 template <int bits, int P>
@@ -134,19 +135,35 @@ void multiply_rows(const Packed& w, const int64_t* panels, const Activations& a,
   }
 }
 
-// A single row: as many panels at a time as there are and the memory likes, by powers of two.
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
+// A single row: as many panels side by side as the memory likes, by powers of two. Of neighbours every so many-th, not
+// the next: each is a stream that goes on through several panels, since a new stream is slow until the prefetchers
+// follow it.
 template <int bits, class Ahead>
 void multiply_alone(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                     float* out) {
-  const auto take = [&](int n, auto multiply) {
-    for (; n_panels >= n; n_panels -= n, panels += n, out += n * kLanes) multiply(w, panels, a, rows, out);
+  const auto take = [&](auto count, auto multiply) {
+    constexpr int n = decltype(count)::value;
+    const int apart = n_panels / n;
+    for (int i = 0; i < apart; ++i) {
+      int64_t some[n];
+      for (int p = 0; p < n; ++p) some[p] = panels[p * apart + i];
+      multiply(w, some, a, rows, out + i * kLanes, apart, i + 1 < apart ? 0 : (n - 1) * apart);
+    }
+    panels += n * apart;
+    out += n * apart * kLanes;
+    n_panels -= n * apart;
   };
 #if PIO_TILE_PANELS > 1
-  if constexpr (Ahead::kPanels >= 8) take(8, multiply<bits, 8, 1, Ahead>);
-  take(4, multiply<bits, 4, 1, Ahead>);
-  take(2, multiply<bits, 2, 1, Ahead>);
+  if constexpr (Ahead::kPanels >= 8) take(Count<8>(), multiply<bits, 8, 1, Ahead>);
+  take(Count<4>(), multiply<bits, 4, 1, Ahead>);
+  take(Count<2>(), multiply<bits, 2, 1, Ahead>);
 #endif
-  take(1, multiply<bits, 1, 1, Ahead>);
+  take(Count<1>(), multiply<bits, 1, 1, Ahead>);
 }
 
 template <class Ahead>
@@ -171,7 +188,13 @@ void multiply_tile(const Packed& w, const int64_t* panels, int n_panels, const A
                      : multiply_rows<8, 1>(w, panels, a, rows, n_rows, out);
 }
 
-Tile tile() { return {PIO_TILE_ROWS, PIO_TILE_PANELS, PIO_TILE_PANELS > 1 ? kMostAlone : 1, multiply_tile}; }
+Tile tile() {
+  return {PIO_TILE_ROWS, PIO_TILE_PANELS,
+          PIO_TILE_PANELS == 1 ? 1
+          : few_ways()         ? Far::kTogether
+                               : Near::kTogether,
+          multiply_tile};
+}
 
 }  // namespace pio::PIO_ISA
 #else
