@@ -29,7 +29,8 @@ INSIDE = "the native decoder replaces what it changes: all layers are one call"
 
 @dataclasses.dataclass(frozen=True)
 class NativeDecoder(Optimization):
-    """The decoder stack in C++, one call per forward pass, over bf16, float32, int8 and int4 weights.
+    """The decoder stack in C++, one call per forward pass, over bf16 (lossless in 12 bits too), float32, int8 and int4
+    weights.
 
     transformers spends 6 ms of Python per token on 36 layers, whatever the layers do; one call has none of
     it. Projections that share an input share its quantization, gate and up are one product, a mixture of
@@ -72,7 +73,7 @@ class NativeDecoder(Optimization):
         "layer_streaming": "the native decoder needs the weights of all layers at fixed addresses",
         "continuous_batching": "transformers' engine keeps its own paged cache and attention",
         "visual_token_pruning": "both replace the forward of the text tower",
-        "weight_nf4": "NF4 weights have no native product; use weight_int4 or weight_int8",
+        "weight_nf4": "NF4 weights have no native product; use weight_int4, weight_int8 or weight_lossless",
     }
 
     def refusal(self, target: Target) -> str | None:

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from optimizations.errors import Refusal
+from optimizations.native import lossless
 from optimizations.native.loader import native
 from optimizations.native.packing import Packed
 from optimizations.weights.formats import Parts
 from optimizations.weights.integer_format import IntegerFormat
+from optimizations.weights.lossless_format import LosslessFormat
 from optimizations.weights.packed_modules import PackedEmbedding, PackedExperts, PackedLinear, PackedModule
+
+NativeFormat = IntegerFormat | LosslessFormat
 
 
 class Matrices:
@@ -46,13 +50,12 @@ class Matrices:
         bias = module._parameters.get("bias")
         bias_address = 0 if bias is None else self.address(f"{name}.bias", bias.detach(), (rows,))
         if isinstance(module, PackedLinear):
-            fmt = integer_format(name, module)
-            data, scales = self._packed(name, module.parts("weight"), rows, cols, fmt)
-            kind = (fmt.bits, fmt.group_size)
-            return native().decoder.Linear(data, scales, bias_address, rows, cols, *kind)
+            fmt = native_format(name, module)
+            addresses = self._packed(module.parts("weight"), rows, cols, fmt)
+            return native().decoder.Linear(*addresses, bias_address, rows, cols, *_kind(fmt))
         if type(module) is not nn.Linear:
             raise Refusal(
-                f"{name} is a {type(module).__name__}; natively there are nn.Linear, int8 and int4 weights"
+                f"{name} is a {type(module).__name__}; natively there are nn.Linear, int8, int4 and lossless weights"
             )
         weight = self.address(f"{name}.weight", module.weight.detach(), (rows, cols))
         return native().decoder.Linear(weight, 0, bias_address, rows, cols, 0, 0)
@@ -63,27 +66,30 @@ class Matrices:
             return self.linear(name, module.table, rows, cols)
         if type(module) is not nn.Embedding or module.max_norm is not None:
             raise Refusal(
-                f"{name} is a {type(module).__name__}; natively there are nn.Embedding, int8 and int4 rows"
+                f"{name} is a {type(module).__name__}; natively there are nn.Embedding, int8, int4 and lossless rows"
             )
         weight = self.address(f"{name}.weight", module.weight.detach(), (rows, cols))
         return native().decoder.Linear(weight, 0, 0, rows, cols, 0, 0)
 
-    def _packed(self, name: str, parts: Parts, rows: int, cols: int, fmt: IntegerFormat) -> tuple[int, int]:
-        packed = Packed.wrap(parts["data"], parts["scales"], rows, cols, fmt.bits)
-        self.tensors += [packed.data, packed.scales]
-        return packed.data.data_ptr(), packed.scales.data_ptr()
+    def _packed(self, parts: Parts, rows: int, cols: int, fmt: NativeFormat) -> list[int]:
+        """Addresses of both parts of a packed matrix after they were checked."""
+        if isinstance(fmt, LosslessFormat):
+            whole = lossless.Lossless.wrap(parts["data"], parts["index"], rows, cols)
+            tensors = [whole.data, whole.index]
+        else:
+            packed = Packed.wrap(parts["data"], parts["scales"], rows, cols, fmt.bits)
+            tensors = [packed.data, packed.scales]
+        self.tensors += tensors
+        return [tensor.data_ptr() for tensor in tensors]
 
     def experts(self, name: str, module: Any, count: int, hidden: int, inner: int) -> Any:
         """The fused experts of a layer, packed or dense; Refusal for others."""
         kind: Any = native().decoder.Experts
         if isinstance(module, PackedExperts):
-            fmt = integer_format(name, module)
-            addresses = []
-            for part in ("gate_up_proj", "down_proj"):
-                parts = module.parts(part)
-                self.tensors += [parts["data"], parts["scales"]]
-                addresses += [parts["data"].data_ptr(), parts["scales"].data_ptr()]
-            return kind(*addresses, count, inner, fmt.bits, fmt.group_size)
+            fmt = native_format(name, module)
+            tensors = [*module.parts("gate_up_proj").values(), *module.parts("down_proj").values()]
+            self.tensors += tensors
+            return kind(*(tensor.data_ptr() for tensor in tensors), count, inner, *_kind(fmt))
         if not {"gate_up_proj", "down_proj"} <= module._parameters.keys():
             raise Refusal(f"{name} is a {type(module).__name__} without fused expert weights")
         gate_up = self.address(
@@ -98,12 +104,18 @@ class Matrices:
         return native().decoder.Norm(weight, module.variance_epsilon)
 
 
-def integer_format(name: str, module: PackedModule) -> IntegerFormat:
-    """The integer format of a packed module; Refusal for another, or while its weights have not been loaded."""
-    if not isinstance(module.format, IntegerFormat):
+def native_format(name: str, module: PackedModule) -> NativeFormat:
+    """The format of a packed module; Refusal for one without native products, or while its weights have not been loaded."""
+    if not isinstance(module.format, IntegerFormat | LosslessFormat):
         raise Refusal(
-            f"{name} is packed as {module.format}, which has no native product; use weight_int4 or weight_int8"
+            f"{name} is packed as {module.format}, which has no native product; use weight_int4, weight_int8 or "
+            "weight_lossless"
         )
     if module.pending:
         raise Refusal(f"{name} still waits for its weights ({', '.join(sorted(module.pending))})")
     return module.format
+
+
+def _kind(fmt: NativeFormat) -> tuple[int, int]:
+    """Bits and columns of a group, as `decoder.Linear` has them."""
+    return (lossless.BITS, 0) if isinstance(fmt, LosslessFormat) else (fmt.bits, fmt.group_size)

@@ -14,6 +14,7 @@ from optimizations.errors import Refusal
 from optimizations.native.checks import DTYPE_CODES
 from optimizations.native.loader import native
 from optimizations.native.packed_heads import HEAD_PANEL, HEAD_ROWS
+from optimizations.weights.integer_format import IntegerFormat
 from optimizations.weights.packed_modules import PackedLinear
 
 GROUPED = ("Qwen3Attention", "Qwen3MoeAttention", "Qwen3VLTextAttention")
@@ -193,7 +194,8 @@ def absorbs_packed(attention: Any) -> bool:
     """Whether few queries are absorbed by `kv_b_proj` as it is packed, so that decoding does not read its dense copy."""
     halves = (attention.qk_nope_head_dim, attention.v_head_dim)
     fits = all(rows % HEAD_PANEL == 0 and rows <= HEAD_ROWS for rows in halves)
-    return fits and isinstance(attention.kv_b_proj, PackedLinear)
+    packed = attention.kv_b_proj
+    return fits and isinstance(packed, PackedLinear) and isinstance(packed.format, IntegerFormat)
 
 
 def _mlp(name: str, mlp: Any, hidden: int, matrices: Matrices) -> Any:

@@ -127,7 +127,10 @@ class WeightQuantization(Optimization):
         }
         filled = {name: parameter for name, parameter in parameters.items() if parameter.numel()}
         for name, parameter in filled.items():  # a tied one is empty by its second turn
-            site.packed.load_weight(name, parameter.detach())
+            try:
+                site.packed.load_weight(name, parameter.detach())
+            except Refusal as reason:
+                raise Refusal(f"{self.name}: {site.name}: {reason}") from reason
             aside.store(parameter)
         site.parent._modules[site.attribute] = site.packed
 

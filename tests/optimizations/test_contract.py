@@ -23,6 +23,7 @@ SHIPPED = {
     "weight_int8",
     "weight_int4",
     "weight_nf4",
+    "weight_lossless",
     "kv_int8",
     "fused_ops",
     "native_decoder",

@@ -15,8 +15,8 @@ TECHNIQUES = ("weight_int8", "weight_int4", "weight_nf4")
 
 
 def test_two_formats_do_not_compose():
-    for first in TECHNIQUES:
-        for second in TECHNIQUES:
+    for first in (*TECHNIQUES, "weight_lossless"):
+        for second in (*TECHNIQUES, "weight_lossless"):
             if first != second:
                 with pytest.raises(IncompatibleOptimizations, match="a weight is stored in one format"):
                     compose(parse(first) + parse(second))
@@ -29,6 +29,16 @@ def test_refusals(spec):
     assert part.refusal(Target(config)) is None
     assert "its kernels run on CPUs and the model is on cuda" in part.refusal(Target(config, device="cuda"))
     assert "bfloat16 or float32, not float16" in part.refusal(Target(config, dtype="float16"))
+
+
+def test_lossless_weights_are_bfloat16_ones():
+    [part] = parse("weight_lossless")
+    config = tiny_config("qwen3_4b_instruct_2507")
+    assert part.refusal(Target(config)) is None
+    assert "on cuda" in part.refusal(Target(config, device="cuda"))
+    assert part.refusal(Target(config, dtype="float32")) == (
+        "it holds bfloat16 weights bit for bit, and the model is in float32; use --pio-dtype=bfloat16"
+    )
 
 
 @pytest.mark.parametrize(
