@@ -14,20 +14,21 @@ import argparse
 import copy
 import gc
 import time
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from optimizations.decoder.forward import NativeForward
+from optimizations.decoder.steps import Steps
 from optimizations.registry import parse
 from optimizations.runner import Runner
 from optimizations.session import apply_all
-from pytest_inferencepio import machine
 from pytest_inferencepio.catalog.configs import full_config
 from pytest_inferencepio.catalog.entries import ModelEntry
 from pytest_inferencepio.catalog.loading import converted_while_loading, random_model
-from pytest_inferencepio.measure import memory
+from pytest_inferencepio.measure import memory, rates
 from pytest_inferencepio.measure.memory import bytes_read_per_step, cache_tensors
 from pytest_inferencepio.measure.timing import quiet_rounds
 from pytest_inferencepio.models import catalog_models
@@ -35,6 +36,7 @@ from pytest_inferencepio.stats import log_ratios, ratio_estimate
 
 PIECE = 1024  # tokens appended at once
 SEED = 0
+READ = 256 << 20  # bytes of memory that the bandwidth is taken of
 
 
 class Row:
@@ -54,6 +56,9 @@ class Row:
             self.weights -= memory.weight_memory(model.get_output_embeddings())
         self.token = torch.ones(1, 1, dtype=torch.int64)
         self.cache: Any = None
+        self.steps: Any = (
+            None  # the native decoder's, as generate() takes them: the output layer is part of it
+        )
         self.per_token = 0  # bytes of history per token
 
     @torch.inference_mode()
@@ -75,12 +80,23 @@ class Row:
                 ]
                 self.cache.update(*states, number)
         self.per_token = _cache_bytes(self.cache) // context
+        forward = self.runner.model.get_decoder().__dict__.get("forward")
+        if self.run is self.runner.model and isinstance(forward, NativeForward):
+            inputs = {"past_key_values": self.cache, "position_ids": torch.tensor([[context]])}
+            self.steps = Steps(self.runner.model, forward, inputs)
+
+    def read(self, context: int) -> int:
+        """Bytes that one more token reads."""
+        return self.weights + self.per_token * context
 
     @torch.inference_mode()
     def step(self) -> float:
-        """Seconds of one more token."""
+        """Seconds of one more token: its logits, or with `decoder_only` its hidden state."""
         start = time.perf_counter()
-        self.run(input_ids=self.token, past_key_values=self.cache, use_cache=True)
+        if self.steps is not None:
+            self.steps.logits([1])
+        else:
+            self.run(input_ids=self.token, past_key_values=self.cache, use_cache=True)
         return time.perf_counter() - start
 
 
@@ -103,26 +119,39 @@ def _cache_bytes(cache: Any) -> int:
 
 
 def measure(rows: list[Row], context: int, rounds: int, steps: int) -> None:
-    """Print time per token, bytes and bandwidth of every row behind `context` tokens, and its ratio to the first."""
+    """Print time per token, bytes and bandwidth of every row behind `context` tokens, and its ratio to the first.
+
+    Shared memory changes its speed by half for seconds, so it is read before and after every sample, and the share of
+    the bandwidth is that of the sample's own neighbours.
+    """
     for row in rows:
         row.fill(context)
         row.step()
     times: dict[str, list[float]] = {row.spec: [] for row in rows}
+    shares: dict[str, list[float]] = {row.spec: [] for row in rows}
     with quiet_rounds():
+        before = _bandwidth()
         for number in tqdm(range(rounds), desc=f"context {context}", leave=False, disable=None):
             for row in rows if number % 2 else reversed(rows):
                 times[row.spec].append(median(row.step() for _ in range(steps)))
-    ceiling = machine.remeasured("cpu")
+                after = _bandwidth()
+                possible = row.read(context) / ((before + after) / 2)
+                shares[row.spec].append(100 * possible / times[row.spec][-1])
+                before = after
     for row in rows:
-        seconds = median(times[row.spec])
-        read = row.weights + row.per_token * context
+        seconds, (low, middle, high) = median(times[row.spec]), quantiles(shares[row.spec], n=4)
         ratio = ratio_estimate(log_ratios(times[row.spec], times[rows[0].spec]))
         print(
-            f"context {context:6}  {row.spec:40} {1e3 * seconds:8.2f} ms/token  {read / 1e9:6.3f} GB  "
-            f"{read / seconds / 1e9:5.1f} GB/s = {100 * read / seconds / ceiling.bandwidth_at(read):3.0f} % of the "
-            f"bandwidth  {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]",
+            f"context {context:6}  {row.spec:40} {1e3 * seconds:8.2f} ms/token  {row.read(context) / 1e9:6.3f} GB  "
+            f"{row.read(context) / seconds / 1e9:5.1f} GB/s = {middle:3.0f} % [{low:.0f}, {high:.0f}] of the bandwidth  "
+            f"{ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]",
             flush=True,
         )
+
+
+def _bandwidth() -> float:
+    """Bytes per second that this machine reads now of more than any cache holds."""
+    return rates.read_bandwidth("cpu", (READ,))[READ].value
 
 
 def main() -> None:
