@@ -80,8 +80,9 @@ Lossless checked_lossless(const char* kernel, Address data, Address index, int64
 // Rows [from, to) as bf16, `cols` apart. Defined in src/lossless.cc.
 void expand_rows(const Lossless& w, int64_t from, int64_t to, uint16_t* out);
 
-// out[i] = the row at place i of a panel times x over all columns, with the bits that the dense tile of the sets
-// without AMX gives one row of x. Anything where there is no such row.
-void multiply_lossless(const Lossless& w, int64_t panel, const uint16_t* x, float (&out)[kLosslessRows]);
+// out[t][i] = the row at place i of a panel times x[t] over all columns, t < n_x, with the bits that the dense tile of
+// the sets without AMX gives. n_x: 1 to that tile's rows. Anything where there is no such row.
+void multiply_lossless(const Lossless& w, int64_t panel, const uint16_t* const* x, int n_x,
+                       float (*out)[kLosslessRows]);
 
 }  // namespace pio

@@ -22,6 +22,7 @@ struct Target {
   int64_t first_task;  // tasks are groups of weight rows, numbered through all targets
 };
 
+constexpr int kMostFew = 6;          // rows of x that meet weights in 12 bits as they are
 constexpr int64_t kPartBlocks = 32;  // of 32 rows of x that pass a part of the weights together
 
 void store_block(const Target& target, const DenseInput& x, const DenseInput::Block& block, int64_t from, int n,
@@ -127,25 +128,29 @@ void multiply_all(const std::vector<Target>& targets, int64_t tasks, int64_t gro
   });
 }
 
-// A single row of x meets weights in 12 bits between memory and its products, without a copy of them. Panels [from, to)
-// of one group.
+// Few rows of x meet weights in 12 bits between memory and their products, without a copy of them. Panels [from, to) of
+// one group.
 void multiply_panels(const Target& target, const DenseInput& x, int64_t from, int64_t to) {
-  alignas(64) float y[kLosslessRows][kDensePanel];
+  alignas(64) float y[kLosslessRows][kMostFew][kDensePanel];
+  const uint16_t* rows[kMostFew];
+  const int m = static_cast<int>(x.rows.size());
+  for (int t = 0; t < m; ++t) rows[t] = static_cast<const uint16_t*>(x.rows[static_cast<size_t>(t)]);
   const LosslessGroup group = target.packed->group_of(from);
   for (int64_t panel = from; panel < to; ++panel) {
-    float places[kLosslessRows];
-    multiply_lossless(*target.packed, panel, static_cast<const uint16_t*>(x.rows[0]), places);
-    for (int r = 0; r < kLosslessRows; ++r) y[r][panel - from] = places[r];
+    float places[kMostFew][kLosslessRows];
+    multiply_lossless(*target.packed, panel, rows, m, places);
+    for (int r = 0; r < kLosslessRows; ++r)
+      for (int t = 0; t < m; ++t) y[r][t][panel - from] = places[t][r];
   }
   for (int r = 0; r < kLosslessRows; ++r) {
     const int64_t row = group.row + (from - group.first) + r * group.apart;
     const int n = static_cast<int>(std::min(to - from, target.rows - row));
-    if (n > 0) store_rows(y[r], 1, target.bias, target.out, x.dtype, row, target.rows, n);
+    if (n > 0) store_rows(y[r][0], m, target.bias, target.out, x.dtype, row, target.rows, n);
   }
 }
 
 // Panels of all targets, numbered through them.
-void multiply_alone(std::vector<Target> targets, const DenseInput& x, int threads) {
+void multiply_few(std::vector<Target> targets, const DenseInput& x, int threads) {
   int64_t panels = 0;
   for (auto& target : targets) {
     target.first_task = panels;
@@ -187,7 +192,8 @@ void run(std::vector<Target> targets, Address x, int64_t m, int64_t cols, Dtype 
   std::vector<const void*> from(static_cast<size_t>(m));
   for (int64_t r = 0; r < m; ++r) from[static_cast<size_t>(r)] = reinterpret_cast<const char*>(x) + r * row_bytes;
   const DenseInput in = dense_input(std::move(from), {0, m}, cols, dtype, 0, used);
-  if (m == 1 && targets[0].packed && !in.tile.pack) return multiply_alone(std::move(targets), in, used);
+  if (targets[0].packed && !in.tile.pack && m <= std::min<int64_t>(kMostFew, in.tile.rows))
+    return multiply_few(std::move(targets), in, used);
   multiply_all(targets, tasks, group, in, used);
 }
 

@@ -1,5 +1,5 @@
-// Weights of 12 bits (lossless.h) as bf16 again: into memory, for products of several rows, or in registers between
-// memory and the product of a single row, which waits for memory and reads a quarter less of it.
+// Weights of 12 bits (lossless.h) as bf16 again: into memory, for products of many rows, or in registers between memory
+// and the products of a few, which wait for memory and read a quarter less of it.
 #ifdef PIO_ISA
 #include "simd/ahead.inc"
 #include "simd/elements.inc"
@@ -46,11 +46,19 @@ void expand_lossless_rows(const Lossless& w, int64_t from, int64_t to, uint16_t*
   }
 }
 
-// One block of R rows, with the values that have exponents of their own, times x: only rows that have some go through
-// memory. Apart: one block in a dozen of normal weights.
-template <int R>
+// 32 columns of T rows of x; nothing beyond the last column.
+template <int T>
+PIO_INLINE void take_columns(const uint16_t* const* x, int64_t from, int64_t cols, Pairs* out) {
+  for (int t = 0; t < T; ++t)
+    out[t] = cols >= 32 ? load_pairs(x[t] + from) : load_pairs_n(x[t] + from, static_cast<int>(cols));
+}
+
+// One block of R rows, with the values that have exponents of their own, times T rows of x: only rows that have some go
+// through memory. Apart: one block in a dozen of normal weights, and the last one where columns end within it.
+template <int R, int T>
 PIO_APART void multiply_patched(const uint8_t* block, int64_t stride, const Exponents& e, const LosslessExtra* extra,
-                                int count, int first, const Pairs* x, int n, F32* acc) {
+                                int count, int first, const uint16_t* const* x, int64_t from, int64_t cols,
+                                F32 (*acc)[T]) {
   for (int r = 0; r < R; ++r) {
     Pairs wide[4];
     widen_block(block + r * stride, e, wide);
@@ -63,13 +71,18 @@ PIO_APART void multiply_patched(const uint8_t* block, int64_t stride, const Expo
         if (extra[i].row == first + r) values[extra[i].column % kLosslessBlock] = extra[i].value;
       for (int i = 0; i < 4; ++i) wide[i] = load_pairs(values + 32 * i);
     }
-    for (int i = 0; i < n; ++i) acc[r] = dot_pairs(acc[r], wide[i], x[i]);
+    for (int i = 0; i < 4 && 32 * i < cols; ++i) {
+      Pairs columns[T];
+      take_columns<T>(x, from + 32 * i, cols - 32 * i, columns);
+      for (int t = 0; t < T; ++t) acc[r][t] = dot_pairs(acc[r][t], wide[i], columns[t]);
+    }
   }
 }
 
-// R rows of a panel from place `first` on. x is read as far as there are columns; beyond, both factors are zeros.
-template <int R, class Ahead>
-void multiply_places(const Lossless& w, int64_t panel, int first, const uint16_t* x, float* out) {
+// R rows of a panel from place `first` on times T rows of x: out[t][i], i < R.
+template <int R, int T, class Ahead>
+void multiply_places(const Lossless& w, int64_t panel, int first, const uint16_t* const* x,
+                     float (*out)[kLosslessRows]) {
   const LosslessGroup group = w.group_of(panel);
   const int64_t stride = group.apart * w.row_bytes();
   const uint8_t* rows = w.row(group.row + panel - group.first + first * group.apart);
@@ -77,23 +90,17 @@ void multiply_places(const Lossless& w, int64_t panel, int first, const uint16_t
   const int64_t left_in_stream = (group.first + group.apart - panel) * w.row_bytes(), next = (R - 1) * stride;
   const Exponents e = exponents_of(w.marks(panel));
   const LosslessExtra* extra = w.extras(panel);
-  F32 acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = set(0.0f);
+  F32 acc[R][T];
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) acc[r][t] = set(0.0f);
   for (int64_t b = 0; b < w.blocks(); ++b, rows += kLosslessBlockBytes) {
-    const uint16_t* here = x + b * kLosslessBlock;
-    const int64_t left = w.cols - b * kLosslessBlock;
-    const int n = left >= kLosslessBlock ? 4 : static_cast<int>((left + 31) / 32);
-    Pairs wanted[4];
-    for (int i = 0; i < 4; ++i)
-      wanted[i] = left >= 32 * (i + 1)
-                      ? load_pairs(here + 32 * i)
-                      : load_pairs_n(here + 32 * i, left > 32 * i ? static_cast<int>(left - 32 * i) : 0);
+    const int64_t from = b * kLosslessBlock, left = w.cols - from;
     const int64_t place = b * kLosslessBlockBytes + Ahead::kLosslessBytes;
     const int64_t ahead = Ahead::kLosslessBytes + (place < left_in_stream ? 0 : next);
     const int count = w.extras_in(panel, b);
-    if (count || n < 4) {
+    if (count || left < kLosslessBlock) {
       const int own = w.within(extra, count);
-      multiply_patched<R>(rows, stride, e, extra, own, first, wanted, n, acc);
+      multiply_patched<R, T>(rows, stride, e, extra, own, first, x, from, left, acc);
       extra += own;
       continue;
     }
@@ -103,21 +110,50 @@ void multiply_places(const Lossless& w, int64_t panel, int first, const uint16_t
       for (int i = 0; i < kLosslessBlockBytes; i += 64) Ahead::fetch(block + ahead + i);
       Pairs wide[4];
       widen_block(block, e, wide);
-      for (int i = 0; i < 4; ++i) acc[r] = dot_pairs(acc[r], wide[i], wanted[i]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) acc[r][t] = dot_pairs(acc[r][t], wide[i], load_pairs(x[t] + from + 32 * i));
     }
   }
-  for (int r = 0; r < R; r += 4) store_sums4(out + r, acc + r);
+  for (int t = 0; t < T; ++t)
+    for (int r = 0; r < R; r += 4) {
+      const F32 four[4] = {acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t]};
+      store_sums4(out[t] + first + r, four);
+    }
+}
+
+template <int T, class Ahead>
+void multiply_panel_of(const Lossless& w, int64_t panel, const uint16_t* const* x, float (*out)[kLosslessRows]) {
+  constexpr int kAtOnce = PIO_DENSE_ROWS > 1 && T <= 2 ? kLosslessRows : PIO_DENSE_WEIGHTS;
+  for (int first = 0; first < kLosslessRows; first += kAtOnce)
+    multiply_places<kAtOnce, T, Ahead>(w, panel, first, x, out);
 }
 
 template <class Ahead>
-void multiply_panel_of(const Lossless& w, int64_t panel, const uint16_t* x, float* out) {
-  constexpr int kAtOnce = PIO_DENSE_ROWS > 1 ? kLosslessRows : PIO_DENSE_WEIGHTS;
-  for (int first = 0; first < kLosslessRows; first += kAtOnce)
-    multiply_places<kAtOnce, Ahead>(w, panel, first, x, out + first);
+void multiply_by_rows(const Lossless& w, int64_t panel, const uint16_t* const* x, int n_x,
+                      float (*out)[kLosslessRows]) {
+  switch (n_x) {
+    case 1:
+      return multiply_panel_of<1, Ahead>(w, panel, x, out);
+#if PIO_DENSE_ROWS > 1
+    case 2:
+      return multiply_panel_of<2, Ahead>(w, panel, x, out);
+    case 3:
+      return multiply_panel_of<3, Ahead>(w, panel, x, out);
+    case 4:
+      return multiply_panel_of<4, Ahead>(w, panel, x, out);
+    case 5:
+      return multiply_panel_of<5, Ahead>(w, panel, x, out);
+    case 6:
+      return multiply_panel_of<6, Ahead>(w, panel, x, out);
+#endif
+  }
 }
 
-void multiply_lossless_panel(const Lossless& w, int64_t panel, const uint16_t* x, float* out) {
-  few_ways() ? multiply_panel_of<Far>(w, panel, x, out) : multiply_panel_of<Near>(w, panel, x, out);
+void multiply_lossless_panel(const Lossless& w, int64_t panel, const uint16_t* const* x, int n_x,
+                             float (*out)[kLosslessRows]) {
+  few_ways() ? multiply_by_rows<Far>(w, panel, x, n_x, out) : multiply_by_rows<Near>(w, panel, x, n_x, out);
 }
 
 }  // namespace pio::PIO_ISA
@@ -137,8 +173,9 @@ void expand_rows(const Lossless& w, int64_t from, int64_t to, uint16_t* out) {
   PIO_CALL(expand_lossless_rows)(w, from, to, out);
 }
 
-void multiply_lossless(const Lossless& w, int64_t panel, const uint16_t* x, float (&out)[kLosslessRows]) {
-  PIO_CALL(multiply_lossless_panel)(w, panel, x, out);
+void multiply_lossless(const Lossless& w, int64_t panel, const uint16_t* const* x, int n_x,
+                       float (*out)[kLosslessRows]) {
+  PIO_CALL(multiply_lossless_panel)(w, panel, x, n_x, out);
 }
 
 // out[i] = row indices[i] of the weight as bf16 [count, cols]; indices = 0 stands for the rows 0 .. count - 1.
