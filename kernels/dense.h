@@ -15,7 +15,7 @@ constexpr int kMostDenseSums = 1024;  // results of one call of a tile, of every
 // neither n_w nor n_x, so one row gives the same bits alone and in a batch.
 struct DenseTile {
   int weights, rows;  // at most, of one call
-  int alone;          // weight rows at most where there is a single row of x
+  int alone, few;     // weight rows at most where there are up to `few` rows of x, and weights come from memory
   // out[i / 16][t][i % 16] = w[i] . x[t] over `cols` elements, i < n_w, t < n_x, weight rows `stride` bytes apart.
   // Where the last sixteen weight rows are not complete, anything is written in their place. x: the rows' addresses;
   // where the set packs, x[0] is the address of the packed block.
@@ -52,7 +52,9 @@ struct DenseInput {
   std::vector<int64_t> first_block;  // of each group, and one more at the end
 
   int64_t row_bytes() const { return cols * static_cast<int64_t>(size_of(dtype)); }
-  int together() const { return rows.size() == 1 ? tile.alone : tile.weights; }  // weight rows of a call
+  int together() const {
+    return static_cast<int64_t>(rows.size()) <= tile.few ? tile.alone : tile.weights;
+  }  // weight rows of a call
   // One call of the tile; see DenseTile::multiply.
   void multiply(const void* w, int64_t stride, int n_w, const Block& block, float* out) const {
     const void* const* x = block.packed ? &block.packed : rows.data() + block.first;

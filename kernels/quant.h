@@ -60,14 +60,17 @@ inline int threads_for(int64_t bytes, int64_t macs, int threads) {
 
 constexpr int kMaxTileRows = 16;
 constexpr int kMaxTilePanels = 2;
-constexpr int kMostAlone = 16;  // panels that a single row of activations meets at a time
+constexpr int kMostAlone = 16;                                 // panels that few rows of activations meet at a time
+constexpr int kMostFew = 6;                                    // such rows
+constexpr int kMostTileSums = kMostAlone * kMostFew * kLanes;  // results of one call of a tile
+static_assert(kMostTileSums >= kMaxTilePanels * kMaxTileRows * kLanes);
 
 // How the current instruction set likes its tiles, and the multiplication itself:
-// out[p * tile.rows + t][16] = the 16 products of panel panels[p] with activation row rows[t], over all columns, for
-// p < n_panels <= tile.panels (tile.alone for a single row) and t < n_rows <= tile.rows. The order of the additions
-// depends on neither, so one row gives the same bits alone and in a batch.
+// out[p * n_rows + t][16] = the 16 products of panel panels[p] with activation row rows[t], over all columns, for p <
+// n_panels <= tile.panels (tile.alone for up to tile.few rows, whose weights come from memory) and t < n_rows <=
+// tile.rows. The order of the additions depends on neither, so one row gives the same bits alone and in a batch.
 struct Tile {
-  int rows, panels, alone;
+  int rows, panels, alone, few;
   void (*multiply)(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                    int n_rows, float* out);
 };

@@ -252,7 +252,7 @@ PIO_TARGET_END
 
 namespace pio {
 DenseTile amx_dense_tile() {
-  return {2 * amx::kSide,   2 * amx::kSide, 2 * amx::kSide,     amx::multiply,
+  return {2 * amx::kSide,   2 * amx::kSide, 2 * amx::kSide,     1,           amx::multiply,
           amx::block_bytes, amx::pack,      amx::multiply_part, amx::results};
 }
 }  // namespace pio

@@ -22,7 +22,6 @@ struct Target {
   int64_t first_task;  // tasks are groups of weight rows, numbered through all targets
 };
 
-constexpr int kMostFew = 6;          // rows of x that meet weights in 12 bits as they are
 constexpr int64_t kPartBlocks = 32;  // of 32 rows of x that pass a part of the weights together
 
 void store_block(const Target& target, const DenseInput& x, const DenseInput::Block& block, int64_t from, int n,

@@ -31,7 +31,7 @@ void multiply_dense(const void* const* weights, int64_t stride, const void* cons
     const int64_t place = k * static_cast<int64_t>(sizeof(Type)) + Ahead::kDenseBytes;
     const int64_t ahead = place < stride ? place : place + next;
     for (int i = 0; i < W; ++i) {
-      if constexpr (T == 1) Ahead::fetch(reinterpret_cast<const char*>(w[i]) + ahead);
+      if constexpr (Ahead::kFetches) Ahead::fetch(reinterpret_cast<const char*>(w[i]) + ahead);
       const auto b = E::load(w[i] + k);
       for (int t = 0; t < T; ++t) acc[t][i] = E::dot(acc[t][i], b, a[t]);
     }
@@ -64,40 +64,51 @@ void multiply_panel_rows(const char* w, int64_t stride, int n_w, const void* con
   }
 }
 
-// A single row of x. Not the next rows side by side but every so many-th, so that each stream goes on through several
-// rows: a new stream is slow until the prefetchers follow it.
-template <class E, class Ahead>
+// T rows of x, weights from memory. Not the next rows side by side but every so many-th, so that each stream goes on
+// through several rows: a new stream is slow until the prefetchers follow it.
+template <class E, int T, class Ahead>
 void multiply_streams(const char* w, int64_t stride, int n_w, const void* const* x, int64_t cols, float* out) {
-  constexpr int kStreams = PIO_DENSE_ROWS > 1 ? 8 : PIO_DENSE_WEIGHTS;
-  const int apart = n_w / kStreams, rest = kStreams * apart;
+  constexpr int kStreams = PIO_DENSE_ROWS > 1 && T <= 2 ? 8 : PIO_DENSE_WEIGHTS;
+  const int apart = n_w / kDensePanel * kDensePanel / kStreams, rest = kStreams * apart;
   for (int i = 0; i < apart; ++i) {
     const void* some[kStreams];
-    alignas(64) float y[kStreams];
+    alignas(64) float y[T * kDensePanel];
     for (int j = 0; j < kStreams; ++j) some[j] = w + (j * apart + i) * stride;
     const int64_t next = i + 1 < apart ? 0 : (kStreams - 1) * apart * stride;
-    multiply_dense<E, kStreams, 1, Ahead>(some, stride, x, cols, next, y);
-    for (int j = 0; j < kStreams; ++j) out[j * apart + i] = y[j];
+    multiply_dense<E, kStreams, T, Ahead>(some, stride, x, cols, next, y);
+    for (int j = 0; j < kStreams; ++j) {
+      const int row = j * apart + i;
+      for (int t = 0; t < T; ++t)
+        out[(row / kDensePanel * T + t) * kDensePanel + row % kDensePanel] = y[t * kDensePanel + j];
+    }
   }
-  multiply_panel_rows<E, 1, Ahead>(w + rest * stride, stride, n_w - rest, x, cols, out + rest);
+  if (rest < n_w) multiply_panel_rows<E, T, Ahead>(w + rest * stride, stride, n_w - rest, x, cols, out + rest * T);
+}
+
+// More weight rows than a panel come from memory, see DenseTile::few.
+template <class E, int T>
+void multiply_some(const char* w, int64_t stride, int n_w, const void* const* x, int64_t cols, float* out) {
+  n_w > kDensePanel ? multiply_streams<E, T, Far>(w, stride, n_w, x, cols, out)
+                    : multiply_panel_rows<E, T, Cached>(w, stride, n_w, x, cols, out);
 }
 
 template <class E>
 void multiply_panel(const char* w, int64_t stride, int n_w, const void* const* x, int n_x, int64_t cols, float* out) {
   switch (n_x) {
     case 1:
-      return few_ways() ? multiply_streams<E, Far>(w, stride, n_w, x, cols, out)
+      return few_ways() ? multiply_streams<E, 1, Far>(w, stride, n_w, x, cols, out)
                         : multiply_panel_rows<E, 1, Near>(w, stride, n_w, x, cols, out);
 #if PIO_DENSE_ROWS > 1
     case 2:
-      return multiply_panel_rows<E, 2, Near>(w, stride, n_w, x, cols, out);
+      return multiply_some<E, 2>(w, stride, n_w, x, cols, out);
     case 3:
-      return multiply_panel_rows<E, 3, Near>(w, stride, n_w, x, cols, out);
+      return multiply_some<E, 3>(w, stride, n_w, x, cols, out);
     case 4:
-      return multiply_panel_rows<E, 4, Near>(w, stride, n_w, x, cols, out);
+      return multiply_some<E, 4>(w, stride, n_w, x, cols, out);
     case 5:
-      return multiply_panel_rows<E, 5, Near>(w, stride, n_w, x, cols, out);
+      return multiply_some<E, 5>(w, stride, n_w, x, cols, out);
     case 6:
-      return multiply_panel_rows<E, 6, Near>(w, stride, n_w, x, cols, out);
+      return multiply_some<E, 6>(w, stride, n_w, x, cols, out);
 #endif
   }
 }
@@ -110,8 +121,9 @@ void multiply_dense_panel(const void* w, int64_t stride, int n_w, const void* co
 }
 
 DenseTile dense_tile() {
-  const int alone = few_ways() ? Far::kDenseTogether : Near::kDenseTogether;
-  return {kDensePanel, PIO_DENSE_ROWS, alone, multiply_dense_panel, nullptr, nullptr, nullptr, nullptr};
+  const bool far = few_ways();
+  const int alone = far ? Far::kDenseTogether : Near::kDenseTogether, few = far ? PIO_DENSE_ROWS : 1;
+  return {kDensePanel, PIO_DENSE_ROWS, alone, few, multiply_dense_panel, nullptr, nullptr, nullptr, nullptr};
 }
 
 }  // namespace pio::PIO_ISA

@@ -47,13 +47,13 @@ struct Target {
   Packed weight;
   const void* bias;
   void* out;
-  int64_t first_task;  // tasks are groups of panels (of a single row, panels), numbered through all targets
+  int64_t first_task;  // tasks are groups of panels (of few rows, panels), numbered through all targets
 };
 
 // Rows [begin, end) of the activations times `n_panels` panels from `panel` on.
 void multiply_block(const Target& target, const Tile& tile, const Activations& a, Dtype dtype, int64_t panel,
                     int n_panels, int64_t begin, int64_t end) {
-  alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
+  alignas(64) float y[kMostTileSums];
   int64_t panels[kMostAlone], rows[kMaxTileRows];
   for (int p = 0; p < n_panels; ++p) panels[p] = panel + p;
   for (int64_t r = begin; r < end; r += tile.rows) {
@@ -75,15 +75,16 @@ int64_t rows_per_block(int64_t stride, int tile_rows) {
   return fit / tile_rows * tile_rows;
 }
 
-int64_t panels_of_task(const Tile& tile, int64_t m) { return m == 1 ? 1 : tile.panels; }
+int64_t panels_of_task(const Tile& tile, int64_t m) { return m <= tile.few ? 1 : tile.panels; }
 
 void multiply_all(const std::vector<Target>& targets, int64_t tasks, const Activations& a, int64_t m, Dtype dtype,
                   int threads) {
   const Tile tile = current_tile(targets[0].weight.group);
   const int64_t block = rows_per_block(a.stride(), tile.rows), blocks = ceil_div(m, block);
-  // A piece of work: about 64 KB of weights at one row, so that handing out costs less than 1 %, but as many panels as
+  // A piece of work: about 64 KB of weights at few rows, so that handing out costs less than 1 %, but as many panels as
   // meet it at a time; and a single group of panels in a batch.
-  const int64_t each = panels_of_task(tile, m), together = m == 1 ? tile.alone : 1;  // panels of a task, tasks at once
+  const int64_t each = panels_of_task(tile, m),
+                together = m <= tile.few ? tile.alone : 1;  // panels of a task, tasks at once
   const int64_t task_bytes = targets[0].weight.panel_bytes() * each;
   const int64_t grain =
       m > 8 ? 1 : std::max<int64_t>(std::min((64 << 10) / task_bytes, tasks / (4 * threads)) / together, 1) * together;

@@ -107,12 +107,12 @@ void add_shared(Routing& routing, int64_t number, int64_t tokens) {
 // hidden[pair][16 panel ..] of the pairs of one expert, for `n` panels of gate and as many of up.
 void gate_and_up(const Expert& w, const Tile& tile, const Routing& routing, size_t active, int64_t panel, int n,
                  const Activations& x, float* hidden, int64_t stride) {
-  alignas(64) float gate[kMaxTilePanels * kMaxTileRows * kLanes], up[kMaxTilePanels * kMaxTileRows * kLanes];
+  alignas(64) float gate[kMostTileSums], up[kMostTileSums];
   int64_t panels[kMostAlone];
   for (int p = 0; p < n; ++p) panels[p] = panel + p;
   for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
     const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
-    const int at_once = count == 1 ? n : tile.panels;
+    const int at_once = count <= tile.few ? n : tile.panels;
     const int64_t* rows = routing.token.data() + s;
     for (int first = 0; first < n; first += at_once) {
       const int some = std::min(at_once, n - first);
@@ -128,13 +128,13 @@ void gate_and_up(const Expert& w, const Tile& tile, const Routing& routing, size
 // One expert's contributions to `n_panels` panels of the output, added up in float32.
 void down_and_add(const Packed& w, const Tile& tile, const Routing& routing, size_t active, int64_t panel, int n_panels,
                   const Activations& hidden, float* sum, int64_t stride) {
-  alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
+  alignas(64) float y[kMostTileSums];
   int64_t panels[kMostAlone], rows[kMaxTileRows];
   for (int p = 0; p < n_panels; ++p) panels[p] = panel + p;
   for (int64_t s = routing.first[active]; s < routing.first[active + 1]; s += tile.rows) {
     const int count = static_cast<int>(std::min<int64_t>(tile.rows, routing.first[active + 1] - s));
     for (int t = 0; t < count; ++t) rows[t] = s + t;
-    const int at_once = count == 1 ? n_panels : tile.panels;
+    const int at_once = count <= tile.few ? n_panels : tile.panels;
     for (int first = 0; first < n_panels; first += at_once) {
       const int n = std::min(at_once, n_panels - first);
       tile.multiply(w, panels + first, n, hidden, rows, count, y);

@@ -196,7 +196,7 @@ void multiply_packed_tile(const Packed& w, const int64_t* panels, int n_panels, 
 PIO_TARGET_END
 
 namespace pio {
-Tile amx_tile() { return {amx::kSide, 2, vector_tile().alone, amx::multiply_packed_tile}; }
+Tile amx_tile() { return {amx::kSide, 2, vector_tile().alone, 1, amx::multiply_packed_tile}; }
 }  // namespace pio
 #else
 namespace pio {

@@ -156,9 +156,9 @@ void run_packed_rows(const PackedHeads& a, int threads) {
     quantize_rows(a.x_row(i / a.count(), i % a.count()), a.dtype, a.all.cols, 0, 1, row, 1);
   }
   const Tile tile = current_tile(a.all.group);
-  const int64_t together = a.count() == 1 ? tile.alone : tile.panels, pieces = ceil_div(panels, together);
+  const int64_t together = a.count() <= tile.few ? tile.alone : tile.panels, pieces = ceil_div(panels, together);
   parallel_for(a.heads * pieces, 1, threads, [&](int64_t begin, int64_t end) {
-    alignas(64) float y[kMaxTilePanels * kMaxTileRows * kLanes];
+    alignas(64) float y[kMostTileSums];
     int64_t which[kMostAlone], rows[kMaxTileRows];
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t head = piece / pieces, panel = piece % pieces * together;

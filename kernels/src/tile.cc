@@ -32,30 +32,29 @@ PIO_INLINE void dot_group_alone(const uint8_t* const* w, const char* a, int grou
   }
 }
 
-// One group of columns for P panels and T rows, into acc. w[p] and a[t] point at the group.
-template <int bits, int P, int T>
-PIO_INLINE void dot_group(const uint8_t* const* w, const char* const* a, int group, I32 (&acc)[P][T]) {
-  if constexpr (bits == 4) {
-    for (int k = 0; k < group; k += 8) {
-      Bytes low[P], high[P];
-      for (int p = 0; p < P; ++p) {
-        const Bytes both = load_bytes(w[p] + k * 8);
-        low[p] = low_nibbles(both);
-        high[p] = high_nibbles(both);
-      }
-      for (int t = 0; t < T; ++t) {
-        const Bytes first4 = repeat4(a[t] + k), next4 = repeat4(a[t] + k + 4);
-        for (int p = 0; p < P; ++p) acc[p][t] = dot_nibbles(dot_nibbles(acc[p][t], low[p], first4), high[p], next4);
-      }
+// One group of columns for P panels and T rows, into acc. w[p] and a[t] point at the group; left and next as above,
+// where the weights come from memory.
+template <int bits, int P, int T, class Ahead>
+PIO_INLINE void dot_group(const uint8_t* const* w, const char* const* a, int group, int64_t left, int64_t next,
+                          I32 (&acc)[P][T]) {
+  constexpr int kStep = 32 / bits;  // columns in 64 bytes
+  for (int k = 0; k < group; k += kStep) {
+    const int64_t ahead = Ahead::kPanelBytes + (k * 64 / kStep + Ahead::kPanelBytes < left ? 0 : next);
+    Bytes low[P], high[P];
+    for (int p = 0; p < P; ++p) {
+      const uint8_t* from = w[p] + k * 64 / kStep;
+      const Bytes all = load_bytes(from);
+      if constexpr (Ahead::kFetches) Ahead::fetch(from + ahead);
+      low[p] = bits == 4 ? low_nibbles(all) : all;
+      high[p] = bits == 4 ? high_nibbles(all) : all;
     }
-  } else {
-    for (int k = 0; k < group; k += 4) {
-      Bytes all[P];
-      for (int p = 0; p < P; ++p) all[p] = load_bytes(w[p] + k * 16);
-      for (int t = 0; t < T; ++t) {
-        const Bytes four = repeat4(a[t] + k);
-        for (int p = 0; p < P; ++p) acc[p][t] = dot_bytes(acc[p][t], all[p], four);
-      }
+    for (int t = 0; t < T; ++t) {
+      const Bytes first4 = repeat4(a[t] + k), next4 = repeat4(a[t] + k + (bits == 4 ? 4 : 0));
+      for (int p = 0; p < P; ++p)
+        if constexpr (bits == 4)
+          acc[p][t] = dot_nibbles(dot_nibbles(acc[p][t], low[p], first4), high[p], next4);
+        else
+          acc[p][t] = dot_bytes(acc[p][t], low[p], first4);
     }
   }
 }
@@ -100,11 +99,12 @@ void multiply(const Packed& weight, const int64_t* panels, const Activations& ac
       dot_group_alone<bits, P, Ahead>(w, a[0], group, weight.panel_bytes() - g * group_bytes,
                                       next * weight.panel_bytes(), acc);
     else
-      dot_group<bits, P, T>(w, a, group, acc);
+      dot_group<bits, P, T, Ahead>(w, a, group, weight.panel_bytes() - g * group_bytes, next * weight.panel_bytes(),
+                                   acc);
     const int64_t ahead = kAheadScales + (g * kLanes + kAheadScales < groups * kLanes ? 0 : next * groups * kLanes);
     for (int p = 0; p < P; ++p) {
       const F32 scale = load_bf16(ws[p] + g * kLanes);
-      if constexpr (T == 1) prefetch(ws[p] + g * kLanes + ahead);
+      if constexpr (Ahead::kFetches) prefetch(ws[p] + g * kLanes + ahead);
       for (int t = 0; t < T; ++t) y[p][t] = fma(to_f32(acc[p][t]), mul(scale, set(scale_of(a[t], group))), y[p][t]);
       w[p] += group_bytes;
     }
@@ -119,18 +119,18 @@ void multiply_rows(const Packed& w, const int64_t* panels, const Activations& a,
                    float* out) {
   switch (n_rows) {
     case 2:
-      return multiply<bits, P, 2, Near>(w, panels, a, rows, out);
+      return multiply<bits, P, 2, Cached>(w, panels, a, rows, out);
 #if PIO_TILE_ROWS > 2
     case 3:
-      return multiply<bits, P, 3, Near>(w, panels, a, rows, out);
+      return multiply<bits, P, 3, Cached>(w, panels, a, rows, out);
     case 4:
-      return multiply<bits, P, 4, Near>(w, panels, a, rows, out);
+      return multiply<bits, P, 4, Cached>(w, panels, a, rows, out);
 #endif
 #if PIO_TILE_ROWS > 4
     case 5:
-      return multiply<bits, P, 5, Near>(w, panels, a, rows, out);
+      return multiply<bits, P, 5, Cached>(w, panels, a, rows, out);
     case 6:
-      return multiply<bits, P, 6, Near>(w, panels, a, rows, out);
+      return multiply<bits, P, 6, Cached>(w, panels, a, rows, out);
 #endif
   }
 }
@@ -140,43 +140,64 @@ struct Count {
   static constexpr int value = n;
 };
 
-// A single row: as many panels side by side as the memory likes, by powers of two. Of neighbours every so many-th, not
-// the next: each is a stream that goes on through several panels, since a new stream is slow until the prefetchers
-// follow it.
-template <int bits, class Ahead>
-void multiply_alone(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
-                    float* out) {
+// T rows whose weights come from memory: as many panels side by side as memory and registers like, by powers of two. Of
+// neighbours every so many-th, not the next: each is a stream that goes on through several panels, since a new stream
+// is slow until the prefetchers follow it.
+template <int bits, int T, class Ahead>
+void multiply_few(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
+                  float* out) {
   const auto take = [&](auto count, auto multiply) {
     constexpr int n = decltype(count)::value;
     const int apart = n_panels / n;
     for (int i = 0; i < apart; ++i) {
       int64_t some[n];
       for (int p = 0; p < n; ++p) some[p] = panels[p * apart + i];
-      multiply(w, some, a, rows, out + i * kLanes, apart, i + 1 < apart ? 0 : (n - 1) * apart);
+      multiply(w, some, a, rows, out + i * T * kLanes, apart, i + 1 < apart ? 0 : (n - 1) * apart);
     }
     panels += n * apart;
-    out += n * apart * kLanes;
+    out += n * apart * T * kLanes;
     n_panels -= n * apart;
   };
 #if PIO_TILE_PANELS > 1
-  if constexpr (Ahead::kPanels >= 8) take(Count<8>(), multiply<bits, 8, 1, Ahead>);
-  take(Count<4>(), multiply<bits, 4, 1, Ahead>);
-  take(Count<2>(), multiply<bits, 2, 1, Ahead>);
+  if constexpr (Ahead::kPanels >= 8 && T == 1) take(Count<8>(), multiply<bits, 8, T, Ahead>);
+  if constexpr (T <= 2) take(Count<4>(), multiply<bits, 4, T, Ahead>);
+  take(Count<2>(), multiply<bits, 2, T, Ahead>);
 #endif
-  take(Count<1>(), multiply<bits, 1, 1, Ahead>);
+  take(Count<1>(), multiply<bits, 1, T, Ahead>);
+}
+
+template <int bits, class Ahead>
+void few_rows(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
+              int n_rows, float* out) {
+  switch (n_rows) {
+    case 1:
+      return multiply_few<bits, 1, Ahead>(w, panels, n_panels, a, rows, out);
+#if PIO_TILE_PANELS > 1
+    case 2:
+      return multiply_few<bits, 2, Ahead>(w, panels, n_panels, a, rows, out);
+    case 3:
+      return multiply_few<bits, 3, Ahead>(w, panels, n_panels, a, rows, out);
+    case 4:
+      return multiply_few<bits, 4, Ahead>(w, panels, n_panels, a, rows, out);
+    case 5:
+      return multiply_few<bits, 5, Ahead>(w, panels, n_panels, a, rows, out);
+    case 6:
+      return multiply_few<bits, 6, Ahead>(w, panels, n_panels, a, rows, out);
+#endif
+  }
 }
 
 template <class Ahead>
-void alone_by_bits(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
-                   float* out) {
-  (w.bits == 4 ? multiply_alone<4, Ahead> : multiply_alone<8, Ahead>)(w, panels, n_panels, a, rows, out);
+void few_by_bits(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
+                 int n_rows, float* out) {
+  (w.bits == 4 ? few_rows<4, Ahead> : few_rows<8, Ahead>)(w, panels, n_panels, a, rows, n_rows, out);
 }
 
 void multiply_tile(const Packed& w, const int64_t* panels, int n_panels, const Activations& a, const int64_t* rows,
                    int n_rows, float* out) {
-  if (n_rows == 1) {
-    const auto alone = few_ways() ? alone_by_bits<Far> : alone_by_bits<Near>;
-    return alone(w, panels, n_panels, a, rows, out);
+  if (n_rows == 1 || n_panels > PIO_TILE_PANELS) {
+    const auto few = few_ways() ? few_by_bits<Far> : few_by_bits<Near>;
+    return few(w, panels, n_panels, a, rows, n_rows, out);
   }
 #if PIO_TILE_PANELS > 1
   if (n_panels == 2)
@@ -189,11 +210,9 @@ void multiply_tile(const Packed& w, const int64_t* panels, int n_panels, const A
 }
 
 Tile tile() {
-  return {PIO_TILE_ROWS, PIO_TILE_PANELS,
-          PIO_TILE_PANELS == 1 ? 1
-          : few_ways()         ? Far::kTogether
-                               : Near::kTogether,
-          multiply_tile};
+  if (PIO_TILE_PANELS == 1) return {PIO_TILE_ROWS, PIO_TILE_PANELS, 1, 1, multiply_tile};
+  return few_ways() ? Tile{PIO_TILE_ROWS, PIO_TILE_PANELS, Far::kTogether, PIO_TILE_ROWS, multiply_tile}
+                    : Tile{PIO_TILE_ROWS, PIO_TILE_PANELS, Near::kTogether, 1, multiply_tile};
 }
 
 }  // namespace pio::PIO_ISA

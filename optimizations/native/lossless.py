@@ -4,8 +4,8 @@ Sign and mantissa (8 bits) stay as they are. Of the 256 exponents a trained or r
 eight rows, cover all but one value in some thousands, and four bits say which. The others are listed with their places
 (`index`). A matrix of other habits does not fit and is refused with its figures.
 
-A single row of x waits for memory and reads a quarter less of it; several rows meet weights that were widened into the
-second-level cache. Sources: the entropy of exponents is that of DFloat11 (arXiv 2504.11651) and NeuZip (arXiv 2410.20650); codes
+Up to six rows of x wait for memory and read a quarter less of it; more meet weights that were widened into the second-level
+cache. Sources: the entropy of exponents is that of DFloat11 (arXiv 2504.11651) and NeuZip (arXiv 2410.20650); codes
 of fixed length are wider than theirs by a bit and need no tables per value, which a CPU could not follow at the speed of memory.
 """
 

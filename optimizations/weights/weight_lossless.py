@@ -20,8 +20,7 @@ class WeightLossless(WeightQuantization):
     Sign and mantissa stay; the exponent becomes four bits, which choose one of the sixteen that eight rows have most often.
     Values with another exponent (one in some 13,000 of normal weights) are listed and put in when they are read. Memory is
     0.76 of bf16's; a token, which waits for memory, reads three quarters of the bytes and takes up to 1.33 times less.
-    Several rows at once meet weights widened into the second-level cache, which costs time where memory is not what they
-    wait for: two rows take 1.2 to 1.4 times as long as over dense weights, eight and more as long.
+    More than six rows at once meet weights widened into the second-level cache and take as long as over dense ones.
 
     The weights that are multiplied are the model's own, bit for bit; sums are taken by our kernels, in an order other than
     torch's. Under `native_decoder` answers have the bits that it gives without this. Matrices of other habits (more than
