@@ -49,15 +49,15 @@ class Matrices:
             raise Refusal(f"{name} is missing")
         bias = module._parameters.get("bias")
         bias_address = 0 if bias is None else self.address(f"{name}.bias", bias.detach(), (rows,))
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear) and module.kept_because is None:
             fmt = native_format(name, module)
             addresses = self._packed(module.parts("weight"), rows, cols, fmt)
             return native().decoder.Linear(*addresses, bias_address, rows, cols, *_kind(fmt))
-        if type(module) is not nn.Linear:
+        if not isinstance(module, PackedLinear) and type(module) is not nn.Linear:
             raise Refusal(
                 f"{name} is a {type(module).__name__}; natively there are nn.Linear, int8, int4 and lossless weights"
             )
-        weight = self.address(f"{name}.weight", module.weight.detach(), (rows, cols))
+        weight = self.address(f"{name}.weight", module.get_parameter("weight").detach(), (rows, cols))
         return native().decoder.Linear(weight, 0, bias_address, rows, cols, 0, 0)
 
     def table(self, name: str, module: Any, rows: int, cols: int) -> Any:

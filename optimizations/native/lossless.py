@@ -39,7 +39,7 @@ def most_extras(rows: int, cols: int) -> int:
     return rows * -(-cols // 256)
 
 
-class DoesNotFit(ValueError):
+class TooManyExponents(ValueError):
     """A matrix with more exponents than 12 bits a value hold."""
 
 
@@ -86,7 +86,7 @@ def pack_lossless_into(weight: Tensor, packed: Lossless) -> None:
 
     Raises:
         TypeError, ValueError: the weight is not bfloat16, has another shape, or is not dense in host memory.
-        DoesNotFit: too many of its values have exponents that are not among the sixteen of their rows.
+        TooManyExponents: too many of its values have exponents that are not among the sixteen of their rows.
     """
     require_tensor("pack_lossless", "weight", weight, torch.bfloat16, (packed.rows, packed.cols))
     extras = native().pack_lossless(
@@ -99,7 +99,7 @@ def pack_lossless_into(weight: Tensor, packed: Lossless) -> None:
     )
     most = most_extras(packed.rows, packed.cols)
     if extras > most:
-        raise DoesNotFit(
+        raise TooManyExponents(
             f"a matrix of {packed.rows} x {packed.cols} has {extras} values whose exponent is none of the sixteen that "
             f"their eight rows have most often, and 12 bits a value leave room for {most}"
         )

@@ -10,6 +10,10 @@ import torch
 Parts = Mapping[str, torch.Tensor]
 
 
+class DoesNotFit(Exception):
+    """A matrix whose values a format cannot hold; the message says why, in words."""
+
+
 class WeightFormat(ABC):
     """Stores a matrix [rows, cols] as a few named tensors, its parts.
 
@@ -25,7 +29,11 @@ class WeightFormat(ABC):
 
     @abstractmethod
     def encode(self, weight: torch.Tensor, out: Parts, stacked: int = 1) -> None:
-        """Write the parts of `weight` [rows, cols] (bfloat16 or float32, contiguous) into `out`."""
+        """Write the parts of `weight` [rows, cols] (bfloat16 or float32, contiguous) into `out`.
+
+        Raises:
+            DoesNotFit: not its size but its values are the reason.
+        """
 
     def piece_rows(self, rows: int, cols: int) -> int | None:
         """Rows at whose multiples a matrix may be encoded piece by piece with `encode_piece`; None: only as a whole."""

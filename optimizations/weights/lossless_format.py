@@ -10,15 +10,15 @@ from torch.nn import functional
 
 from optimizations.errors import Refusal
 from optimizations.native.lossless import (
-    DoesNotFit,
     Lossless,
+    TooManyExponents,
     expand_lossless,
     lossless_linear,
     lossless_moe,
     lossless_shapes,
     pack_lossless_into,
 )
-from optimizations.weights.formats import Parts, WeightFormat
+from optimizations.weights.formats import DoesNotFit, Parts, WeightFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class LosslessFormat(WeightFormat):
             raise Refusal(f"12 bits hold bfloat16 weights without loss; this matrix is {weight.dtype}")
         try:
             pack_lossless_into(weight, Lossless(out["data"], out["index"], *weight.shape))
-        except DoesNotFit as reason:
-            raise Refusal(f"{reason}; leave weight_lossless out for this checkpoint") from reason
+        except TooManyExponents as reason:
+            raise DoesNotFit(str(reason)) from reason
 
     def decode(
         self,

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from optimizations.weights.formats import Parts, WeightFormat, allocate
+from optimizations.errors import Refusal
+from optimizations.weights.formats import DoesNotFit, Parts, WeightFormat, allocate
 
 
 class PackedModule(nn.Module):
@@ -94,7 +96,12 @@ class PackedModule(nn.Module):
 
 
 class PackedLinear(PackedModule):
-    """`nn.Linear` over a packed weight; the bias stays as it was."""
+    """`nn.Linear` over a packed weight; the bias stays as it was.
+
+    A weight whose values its format cannot hold stays dense, as parameter `weight`; `kept_because` is the reason.
+    """
+
+    kept_because: str | None = None
 
     def __init__(
         self,
@@ -117,7 +124,10 @@ class PackedLinear(PackedModule):
 
     def load_weight(self, name: str, tensor: torch.Tensor) -> None:
         if name == "weight":
-            self.format.encode(tensor.contiguous(), self._materialize("weight", tensor.device))
+            try:
+                self.format.encode(tensor.contiguous(), self._materialize("weight", tensor.device))
+            except DoesNotFit as reason:
+                self._keep(tensor, str(reason))
         elif name == "bias" and self.bias is not None:
             self.bias = nn.Parameter(tensor)
         else:
@@ -130,11 +140,21 @@ class PackedLinear(PackedModule):
         parts = self._materialize("weight", tensor.device)
         self.format.encode_piece(tensor, parts, start, self.out_features)
 
+    def _keep(self, weight: torch.Tensor, reason: str) -> None:
+        for buffer in self._part_names.pop("weight").values():
+            del self._buffers[buffer]
+        self.register_parameter("weight", nn.Parameter(weight.clone(), requires_grad=False))
+        self.kept_because = reason
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept_because is not None:
+            return functional.linear(x, self._parameters["weight"], self._parameters["bias"])  # type: ignore[arg-type]
         return self.format.linear(x, self.parts("weight"), self.out_features, self._parameters["bias"])
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Dequantized rows of the weight: int64 or int32 [...] -> [..., in_features]."""
+        if self.kept_because is not None:
+            return self.get_parameter("weight").detach()[indices]
         wanted = indices.reshape(-1).to(torch.int64)
         rows = self.format.decode(
             self.parts("weight"), self.out_features, self.in_features, self.dtype, indices=wanted
@@ -142,6 +162,8 @@ class PackedLinear(PackedModule):
         return rows.view(*indices.shape, self.in_features)
 
     def dequantize(self) -> dict[str, torch.Tensor]:
+        if self.kept_because is not None:
+            return {"weight": self.get_parameter("weight").detach().clone()}
         parts = self.parts("weight")
         return {"weight": self.format.decode(parts, self.out_features, self.in_features, self.dtype)}
 
@@ -213,7 +235,10 @@ class PackedExperts(PackedModule):
     def load_piece(self, name: str, start: int, tensor: torch.Tensor) -> None:
         parts = self._materialize(name, tensor.device)
         for expert, weight in enumerate(tensor, start):
-            self.format.encode(weight.contiguous(), expert_parts(parts, expert), self._stacked(name))
+            try:
+                self.format.encode(weight.contiguous(), expert_parts(parts, expert), self._stacked(name))
+            except DoesNotFit as reason:
+                raise Refusal(f"expert {expert} of {name}: {reason}") from reason
 
     @staticmethod
     def _stacked(name: str) -> int:

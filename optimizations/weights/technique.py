@@ -164,6 +164,8 @@ class WeightQuantization(Optimization):
 
     def _reason(self, name: str, module: nn.Module) -> str:
         fmt = self.weight_format()
+        if isinstance(module, PackedLinear) and module.kept_because is not None:
+            return module.kept_because
         if isinstance(module, nn.Linear):
             return why_not_linear(module, fmt) or "the output head: include_lm_head is off"
         if is_fused_experts(module):

@@ -23,8 +23,9 @@ class WeightLossless(WeightQuantization):
     More than six rows at once meet weights widened into the second-level cache and take as long as over dense ones.
 
     The weights that are multiplied are the model's own, bit for bit; sums are taken by our kernels, in an order other than
-    torch's. Under `native_decoder` answers have the bits that it gives without this. Matrices of other habits (more than
-    one value in 256 outside of the sixteen) are refused with their figures.
+    torch's. Under `native_decoder` answers have the bits that it gives without this. Matrices of other habits (more than one
+    value in 256 outside of the sixteen, as where training let channels fade away) stay dense, with their figures as the
+    reason; experts among them are refused.
 
     Source: the entropy of bfloat16 exponents, DFloat11 (arXiv 2504.11651) and NeuZip (arXiv 2410.20650); four bits in place
     of a Huffman code, which a CPU does not decode at the speed of its memory.

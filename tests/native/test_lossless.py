@@ -11,8 +11,8 @@ from torch import Tensor
 from optimizations.native.dense import dense_linear, dense_moe
 from optimizations.native.loader import native
 from optimizations.native.lossless import (
-    DoesNotFit,
     Lossless,
+    TooManyExponents,
     expand_lossless,
     lossless_linear,
     lossless_moe,
@@ -142,7 +142,8 @@ def test_size_is_three_quarters() -> None:
 def test_weights_of_other_habits_are_refused_with_their_figures(generator: torch.Generator) -> None:
     bits = torch.randint(-(2**15), 2**15, (64, 512), generator=generator)
     with pytest.raises(
-        DoesNotFit, match=r"64 x 512 has \d+ values whose exponent is none of the sixteen .* room for 128"
+        TooManyExponents,
+        match=r"64 x 512 has \d+ values whose exponent is none of the sixteen .* room for 128",
     ):
         pack_lossless(bits.to(torch.int16).view(torch.bfloat16))
 

@@ -124,21 +124,51 @@ def test_state_dicts_carry_everything_that_is_packed(runner, new_runner):
     assert torch.equal(runner.forward(input_ids=prompt()).logits, second.forward(input_ids=prompt()).logits)
 
 
-@pytest.mark.parametrize("runner", ["qwen3_4b_instruct_2507"], indirect=True)
-def test_a_checkpoint_of_other_habits_is_refused_and_left_whole(runner):
-    logits = runner.forward(input_ids=prompt()).logits
-    weight = runner.model.model.layers[2].mlp.up_proj.weight
-    kept = weight.detach().clone()
+def scatter_exponents(weight):
+    """Every exponent there is."""
     bits = torch.randint(-(2**15), 2**15, weight.shape, generator=torch.Generator().manual_seed(0))
+    finite = torch.where((bits >> 7 & 255) > 130, bits & ~(0xC0 << 7), bits)
     with torch.no_grad():
-        weight.copy_(bits.to(torch.int16).view(torch.bfloat16))
+        weight.copy_(finite.to(torch.int16).view(torch.bfloat16))
+
+
+@pytest.mark.parametrize("runner", ["qwen3_4b_instruct_2507", "qwen3_vl_2b"], indirect=True)
+def test_matrices_of_other_habits_stay_dense_with_the_reason(runner):
+    decoder, [part] = runner.model.get_decoder(), parse(SPEC)
+    for weight in (decoder.layers[2].mlp.up_proj.weight, decoder.embed_tokens.weight):
+        scatter_exponents(weight)
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    outputs = []
+    for spec in ("native_decoder", f"{SPEC}+native_decoder"):
+        undo = apply_all(runner, parse(spec))
+        with torch.inference_mode():
+            outputs.append(decoder(input_ids=prompt(), use_cache=True).last_hidden_state.clone())
+        assert decoder.forward.fallbacks == set()
+        undo()
+    assert torch.equal(*outputs)
+    undo = apply_all(runner, [part])
+    kept = [one for one in part.kept(runner.model) if "none of the sixteen" in one.reason]
+    assert {one.name.rpartition("layers.")[2] for one in kept} >= {"2.mlp.up_proj.weight"}
+    assert runner.forward(input_ids=prompt()).logits.shape == (2, 24, 1792)
+    undo()
+    after = runner.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name].view(-1), value.view(-1)) for name, value in before.items())
+
+
+@pytest.mark.parametrize("runner", ["qwen3_coder_30b"], indirect=True)
+def test_experts_of_other_habits_are_refused_and_left_whole(runner):
+    logits = runner.forward(input_ids=prompt()).logits
+    experts = runner.model.model.layers[1].mlp.experts.down_proj
+    kept = experts.detach().clone()
+    scatter_exponents(experts)
     with pytest.raises(
         Refusal,
-        match=r"^weight_lossless: model.layers.2.mlp.up_proj: a matrix .*none of the sixteen.*leave weight_lossless out",
+        match=r"^weight_lossless: model.layers.1.mlp.experts: expert 0 of down_proj: .*none of the sixteen",
     ):
         apply_all(runner, parse(SPEC))
     with torch.no_grad():
-        weight.copy_(kept)
+        experts.copy_(kept)
     assert torch.equal(runner.forward(input_ids=prompt()).logits, logits)
 
 
