@@ -50,7 +50,7 @@ class Matrices:
         bias = module._parameters.get("bias")
         bias_address = 0 if bias is None else self.address(f"{name}.bias", bias.detach(), (rows,))
         if isinstance(module, PackedLinear) and module.kept_because is None:
-            fmt = native_format(name, module)
+            fmt = native_format(name, module, self.dtype)
             addresses = self._packed(module.parts("weight"), rows, cols, fmt)
             return native().decoder.Linear(*addresses, bias_address, rows, cols, *_kind(fmt))
         if not isinstance(module, PackedLinear) and type(module) is not nn.Linear:
@@ -86,7 +86,7 @@ class Matrices:
         """The fused experts of a layer, packed or dense; Refusal for others."""
         kind: Any = native().decoder.Experts
         if isinstance(module, PackedExperts):
-            fmt = native_format(name, module)
+            fmt = native_format(name, module, self.dtype)
             tensors = [*module.parts("gate_up_proj").values(), *module.parts("down_proj").values()]
             self.tensors += tensors
             return kind(*(tensor.data_ptr() for tensor in tensors), count, inner, *_kind(fmt))
@@ -104,13 +104,15 @@ class Matrices:
         return native().decoder.Norm(weight, module.variance_epsilon)
 
 
-def native_format(name: str, module: PackedModule) -> NativeFormat:
-    """The format of a packed module; Refusal for one without native products, or while its weights have not been loaded."""
+def native_format(name: str, module: PackedModule, dtype: torch.dtype) -> NativeFormat:
+    """The format of a packed module; Refusal for one without native products in `dtype`, or while its weights have not been loaded."""
     if not isinstance(module.format, IntegerFormat | LosslessFormat):
         raise Refusal(
             f"{name} is packed as {module.format}, which has no native product; use weight_int4, weight_int8 or "
             "weight_lossless"
         )
+    if isinstance(module.format, LosslessFormat) and dtype != torch.bfloat16:
+        raise Refusal(f"{name} holds bfloat16 weights in 12 bits, which multiply bfloat16 and not {dtype}")
     if module.pending:
         raise Refusal(f"{name} still waits for its weights ({', '.join(sorted(module.pending))})")
     return module.format

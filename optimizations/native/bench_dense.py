@@ -12,6 +12,7 @@ from torch.nn import functional
 from optimizations.native.bench_tools import Candidate, Limits, copies, show
 from optimizations.native.dense import dense_linear, dense_moe, head_linear
 from optimizations.native.dense_attention import attend_dense
+from optimizations.native.lossless import lossless_linear, pack_lossless
 from optimizations.native.packed_heads import packed_head_linear
 from optimizations.native.packing import pack
 
@@ -22,11 +23,16 @@ def normal(*shape: int) -> Tensor:
 
 def bench_linears(rows: int, cols: int, batches: Sequence[int], rounds: int, limits: Limits) -> None:
     many = [normal(rows, cols) for _ in range(copies(2 * rows * cols))]
+    packed = [pack_lossless(weight) for weight in many]
     for m in batches:
         x = normal(m, cols)
         candidates = [
-            Candidate(name, many[0].nbytes, lambda i, f=call, x=x: f(x, many[i % len(many)]))  # type: ignore[misc]
-            for name, call in (("dense bf16", dense_linear), ("torch bf16", functional.linear))
+            Candidate(name, weights[0].nbytes, lambda i, f=call, w=weights, x=x: f(x, w[i % len(w)]))  # type: ignore[misc]
+            for name, call, weights in (
+                ("dense bf16", dense_linear, many),
+                ("bf16 in 12 bits", lossless_linear, packed),
+                ("torch bf16", functional.linear, many),
+            )
         ]
         show(f"dense linear {rows} x {cols}, {m} rows", candidates, 2.0 * m * rows * cols, rounds, limits)
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from optimizations.native.dense import dense_linear
-from optimizations.native.linear import linear
+from optimizations.native.experts import pack_experts
+from optimizations.native.linear import linear, moe
 from optimizations.native.loader import native
+from optimizations.native.lossless import lossless_linear, pack_lossless
 from optimizations.native.packed_heads import packed_head_linear
 from optimizations.native.packing import pack
 
@@ -29,18 +31,29 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
 
 
-def packed(bits: int, group: int) -> Callable[[], Tensor]:
-    weight, x = pack(draw(16 * 23 + 5, 330), bits=bits, group_size=group), draw(1, 330)
-    return lambda: linear(x, weight)
+def packed(rows: int, bits: int, group: int) -> Tensor:
+    weight = pack(draw(16 * 23 + 5, 330), bits=bits, group_size=group)
+    return linear(draw(rows, 330), weight)
 
 
-def heads(transposed: bool) -> Callable[[], Tensor]:
-    weight, x = pack(draw(3 * 112, 96), bits=4), draw(1, 3, 1, 48 if transposed else 96)
-    return lambda: packed_head_linear(x, weight, 3, 64 if transposed else 0, 48, transposed)
+def heads(rows: int, transposed: bool) -> Tensor:
+    weight, x = pack(draw(3 * 112, 96), bits=4), draw(1, 3, rows, 48 if transposed else 96)
+    return packed_head_linear(x, weight, 3, 64 if transposed else 0, 48, transposed)
 
 
-def dense() -> Tensor:
-    return dense_linear(draw(1, 330), draw(77, 330))
+def experts(rows: int) -> Tensor:
+    """All tokens choose the same two of three experts of 300 x 530."""
+    weights = pack_experts(draw(3, 600, 530), draw(3, 530, 300), bits=4)
+    chosen = torch.tensor([[2, 0]]).expand(rows, -1).contiguous()
+    return moe(draw(rows, 530), chosen, torch.full((rows, 2), 0.5), weights)
+
+
+def dense(rows: int) -> Tensor:
+    return dense_linear(draw(rows, 330), draw(300, 330))
+
+
+def lossless(rows: int) -> Tensor:
+    return lossless_linear(draw(rows, 330), pack_lossless(draw(300, 330)))
 
 
 def read() -> Tensor:
@@ -48,17 +61,36 @@ def read() -> Tensor:
     return torch.tensor(native().stream_read(memory.data_ptr(), memory.nbytes, 1))
 
 
+CALLS = {
+    "int4": lambda rows: packed(rows, 4, 32),
+    "int4 g128": lambda rows: packed(rows, 4, 128),
+    "int8": lambda rows: packed(rows, 8, 64),
+    "keys": lambda rows: heads(rows, True),
+    "values": lambda rows: heads(rows, False),
+    "experts": experts,
+    "bf16": dense,
+    "12 bits": lossless,
+}
+
+
 @pytest.mark.usefixtures("choice", "isa")
-@pytest.mark.parametrize(
-    "call",
-    [packed(4, 32), packed(4, 128), packed(8, 64), heads(True), heads(False), dense, read],
-    ids=["int4", "int4 g128", "int8", "keys", "values", "bf16", "read"],
-)
-def test_both_ways_give_the_same_bits(call: Callable[[], Tensor]) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_both_ways_give_the_same_bits(call: Callable[[int], Tensor], rows: int) -> None:
+    """Up to six rows meet weights in streams, the seventh makes them a batch."""
     native().set_few_ways(False)
-    near = call()
+    near = call(rows)
     native().set_few_ways(True)
-    assert torch.equal(call(), near)
+    assert torch.equal(call(rows), near)
+    assert near.any()
+
+
+@pytest.mark.usefixtures("choice", "isa")
+def test_both_ways_read_the_same() -> None:
+    native().set_few_ways(False)
+    near = read()
+    native().set_few_ways(True)
+    assert torch.equal(read(), near)
     assert near.any()
 
 

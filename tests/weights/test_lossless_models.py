@@ -185,3 +185,13 @@ def test_float32_matrices_are_refused(runner):
 def test_the_packed_size_is_what_the_shapes_say():
     packed = pack_lossless(torch.zeros(16, 128, dtype=torch.bfloat16))
     assert packed.data.shape == (16, 192)
+
+
+@pytest.mark.parametrize("runner", ["qwen3_4b_instruct_2507", "qwen3_coder_30b"], indirect=True)
+def test_a_model_made_float32_afterwards_is_refused_by_the_native_decoder(runner):
+    apply_all(runner, parse(SPEC))
+    runner.model.float()
+    with pytest.raises(
+        Refusal, match="holds bfloat16 weights in 12 bits, which multiply bfloat16 and not torch.float32"
+    ):
+        apply_all(runner, parse("native_decoder"))
