@@ -52,9 +52,8 @@ struct DenseInput {
   std::vector<int64_t> first_block;  // of each group, and one more at the end
 
   int64_t row_bytes() const { return cols * static_cast<int64_t>(size_of(dtype)); }
-  int together() const {
-    return static_cast<int64_t>(rows.size()) <= tile.few ? tile.alone : tile.weights;
-  }  // weight rows of a call
+  // Weight rows of a call.
+  int together() const { return static_cast<int64_t>(rows.size()) <= tile.few ? tile.alone : tile.weights; }
   // One call of the tile; see DenseTile::multiply.
   void multiply(const void* w, int64_t stride, int n_w, const Block& block, float* out) const {
     const void* const* x = block.packed ? &block.packed : rows.data() + block.first;

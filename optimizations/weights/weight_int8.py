@@ -37,7 +37,6 @@ class WeightInt8(GroupwiseIntegers):
     conflicts: ClassVar[dict[str, str]] = {
         "weight_int4": "a weight is stored in one format",
         "weight_nf4": "a weight is stored in one format",
-        "weight_lossless": "a weight is stored in one format",
     }
 
     def weight_format(self) -> WeightFormat:

@@ -41,7 +41,6 @@ class WeightNf4(WeightQuantization):
     conflicts: ClassVar[dict[str, str]] = {
         "weight_int4": "a weight is stored in one format",
         "weight_int8": "a weight is stored in one format",
-        "weight_lossless": "a weight is stored in one format",
     }
 
     block_size: int = 64

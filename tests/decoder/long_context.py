@@ -56,9 +56,8 @@ class Row:
             self.weights -= memory.weight_memory(model.get_output_embeddings())
         self.token = torch.ones(1, 1, dtype=torch.int64)
         self.cache: Any = None
-        self.steps: Any = (
-            None  # the native decoder's, as generate() takes them: the output layer is part of it
-        )
+        # The native decoder's, as generate() takes them: the output layer is part of it.
+        self.steps: Any = None
         self.per_token = 0  # bytes of history per token
 
     @torch.inference_mode()
