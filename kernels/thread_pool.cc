@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -22,6 +23,8 @@ using Clock = std::chrono::steady_clock;
 // spends 5-30 us in Python; a wake-up costs about that much. Spinning longer takes the core from torch's OpenMP
 // threads, which is dearer than the wake-ups.
 constexpr auto kSpin = std::chrono::microseconds(40);
+// OpenMP's threads inside keep_threads: the caller is between two jobs, mostly for less than 20 us.
+constexpr auto kKeptSpin = std::chrono::microseconds(400);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -46,25 +49,24 @@ OpenmpParallel borrowed() {
 class Pool {
  public:
   bool try_run(int64_t count, int64_t grain, int threads, RangeFunction function, void* context);
+  bool try_keep(int threads, const std::function<void()>& body);
   int workers() const { return static_cast<int>(threads_.size()); }
 
  private:
+  struct Crew;
   void set_job(int64_t count, int64_t grain, int threads, RangeFunction function, void* context);
   void run_on_workers(int threads);
   void grow(int workers);
+  int wait_for_job(int seen, Clock::duration spin);
+  void join(int index, bool kept);
   void work(int index);
+  void work_in(Crew& crew);
   void drain();
   int choose_lane();
 
   std::mutex busy_;  // held by the one caller that is using the workers
   std::vector<std::thread> threads_;
 
-  // The job. Written only while it is closed and nobody is inside.
-  RangeFunction function_ = nullptr;
-  void* context_ = nullptr;
-  int64_t grain_ = 1;
-  int limit_ = 0;  // workers that may join
-  int lanes_in_use_ = 0;
   // Neighbouring pieces, for one thread until it has done them, then for any: memory is read in long stretches, and
   // what a thread fetched ahead of itself it mostly needs.
   struct Lane {
@@ -86,12 +88,21 @@ class Pool {
   };
   static constexpr int kMostLanes = 64;
   std::array<Lane, kMostLanes> lanes_;
+  // The job, what a waiting worker looks at and what it needs then in one line of the cache. Written only while the job
+  // is closed and nobody is inside.
+  //
   // A worker first enters (inside_ + 1), then looks whether the job is open; the caller first closes it, then waits
   // for inside_ = 0. All of it sequentially consistent: one of the two sees the other. So nobody waits for a worker
   // that has not woken up in time.
-  alignas(64) std::atomic<bool> open_{false};
-  alignas(64) std::atomic<int> inside_{0};
   alignas(64) std::atomic<int> epoch_{0};  // counts jobs; sleeping workers wait on it
+  std::atomic<bool> open_{false};
+  bool kept_ = false;  // whose job it is: OpenMP's threads inside keep_threads, or our own workers
+  int limit_ = 0;      // workers that may join
+  int lanes_in_use_ = 0;
+  RangeFunction function_ = nullptr;
+  void* context_ = nullptr;
+  int64_t grain_ = 1;
+  alignas(64) std::atomic<int> inside_{0};
 };
 
 // The same in every job, where no other thread has it: what a thread read or fetched for the next job is near.
@@ -114,18 +125,27 @@ void Pool::drain() {
   }
 }
 
-void Pool::work(int index) {
-  int seen = 0;
-  for (;;) {
-    const auto until = Clock::now() + kSpin;
-    while (epoch_.load(std::memory_order_acquire) == seen) {
-      for (int i = 0; i < 32; ++i) pause();
-      if (Clock::now() > until) epoch_.wait(seen);
+int Pool::wait_for_job(int seen, Clock::duration spin) {
+  for (auto until = Clock::now() + spin;;) {
+    for (int i = 0; i < 64; ++i) {
+      const int now = epoch_.load(std::memory_order_acquire);
+      if (now != seen) return now;
+      pause();
     }
-    seen = epoch_.load(std::memory_order_acquire);
-    inside_.fetch_add(1);
-    if (open_.load() && index < limit_) drain();
-    inside_.fetch_sub(1);
+    if (Clock::now() > until) epoch_.wait(seen);
+  }
+}
+
+void Pool::join(int index, bool kept) {
+  inside_.fetch_add(1);
+  if (open_.load() && kept_ == kept && index < limit_) drain();
+  inside_.fetch_sub(1);
+}
+
+void Pool::work(int index) {
+  for (int seen = 0;;) {
+    seen = wait_for_job(seen, kSpin);
+    join(index, false);
   }
 }
 
@@ -151,7 +171,6 @@ void Pool::set_job(int64_t count, int64_t grain, int threads, RangeFunction func
 }
 
 void Pool::run_on_workers(int threads) {
-  grow(threads - 1);
   limit_ = threads - 1;
   open_.store(true);
   epoch_.fetch_add(1);
@@ -162,15 +181,69 @@ void Pool::run_on_workers(int threads) {
     i < 1000 ? pause() : std::this_thread::yield();  // a worker without a core gets this one
 }
 
+// The pool that the calling thread keeps threads of.
+thread_local const Pool* leads = nullptr;
+
 bool Pool::try_run(int64_t count, int64_t grain, int threads, RangeFunction function, void* context) {
-  std::unique_lock<std::mutex> mine(busy_, std::try_to_lock);
-  if (!mine.owns_lock()) return false;
+  std::unique_lock<std::mutex> mine(busy_, std::defer_lock);
+  const bool kept = leads == this;
+  if (!kept && !mine.try_lock()) return false;
   set_job(count, grain, threads, function, context);
-  const OpenmpParallel openmp = borrowed();
-  if (openmp)
+  kept_ = kept;
+  const OpenmpParallel openmp = kept ? nullptr : borrowed();
+  if (openmp) {
     openmp([](void* pool) { static_cast<Pool*>(pool)->drain(); }, this, static_cast<unsigned>(threads), 0);
-  else
-    run_on_workers(threads);
+    return true;
+  }
+  if (!kept) grow(threads - 1);
+  run_on_workers(threads);
+  return true;
+}
+
+// Threads of one OpenMP region, whose caller hands out jobs until it is over.
+struct Pool::Crew {
+  Pool& pool;
+  const std::function<void()>& body;
+  const int epoch;  // before its first job
+  std::atomic<int> workers{0};
+  std::atomic<bool> over{false};
+  std::exception_ptr error = nullptr;
+
+  static void enter(void* context) {
+    Crew& crew = *static_cast<Crew*>(context);
+    leads == &crew.pool ? crew.lead() : crew.pool.work_in(crew);
+  }
+
+  void lead() {
+    try {
+      body();
+    } catch (...) {
+      error = std::current_exception();  // the region ends in order, then try_keep throws it
+    }
+    over.store(true);
+    pool.epoch_.fetch_add(1);
+    pool.epoch_.notify_all();
+  }
+};
+
+void Pool::work_in(Crew& crew) {
+  const int index = crew.workers.fetch_add(1);
+  for (int seen = crew.epoch;;) {
+    seen = wait_for_job(seen, kKeptSpin);
+    if (crew.over.load()) return;
+    join(index, true);
+  }
+}
+
+bool Pool::try_keep(int threads, const std::function<void()>& body) {
+  std::unique_lock<std::mutex> mine(busy_, std::try_to_lock);
+  const OpenmpParallel openmp = mine.owns_lock() ? borrowed() : nullptr;
+  if (!openmp) return false;
+  Crew crew{*this, body, epoch_.load()};
+  leads = this;
+  openmp(Crew::enter, &crew, static_cast<unsigned>(threads), 0);
+  leads = nullptr;
+  if (crew.error) std::rethrow_exception(crew.error);
   return true;
 }
 
@@ -216,6 +289,10 @@ void parallel_for_range(int64_t count, int64_t grain, int threads, RangeFunction
     if (the_pool().try_run(count, grain, threads, run_marked, &marked)) return;
   }
   function(context, 0, count);
+}
+
+void keep_threads(int threads, const std::function<void()>& body) {
+  if (threads < 2 || inside_piece || leads || !the_pool().try_keep(threads, body)) body();
 }
 
 int pool_workers() {

@@ -6,6 +6,7 @@
 #include "decoder/rows.h"
 #include "entries.h"
 #include "lossless.h"
+#include "thread_pool.h"
 
 namespace pio::decoder {
 namespace {
@@ -85,7 +86,7 @@ std::vector<Block> Decoder::blocks(const Pass& pass) const {
 
 void Decoder::run(const CacheMemory& cache, const Visual& visual, Pass pass) {
   const std::lock_guard<std::mutex> alone(busy_);
-  run_layers(cache, visual, pass);
+  keep_threads(pass.threads, [&] { run_layers(cache, visual, pass); });
   trim();
 }
 

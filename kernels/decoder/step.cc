@@ -5,12 +5,13 @@
 #include "decoder/decoder.h"
 #include "entries.h"
 #include "lossless.h"
+#include "thread_pool.h"
 
 namespace pio::decoder {
 
 void Decoder::step(const CacheMemory& cache, const std::vector<int64_t>& tokens, Address logits, Pass pass) {
   const std::lock_guard<std::mutex> alone(busy_);
-  take_step(cache, tokens, logits, pass);
+  keep_threads(pass.threads, [&] { take_step(cache, tokens, logits, pass); });
   trim();
 }
 
@@ -23,10 +24,12 @@ std::vector<int64_t> Decoder::greedy(const CacheMemory& cache, int64_t* ids, int
   for (int64_t b = 0; b < pass.batch; ++b) tokens.push_back(ids[b * stride + length - 1]);
   const int64_t vocabulary = model_.head->rows;
   const Address logits = take(kVocabulary, pass.batch * vocabulary);
-  take_step(cache, tokens, logits, pass);
-  forbid(forbidden, logits, pass.batch);
-  argmax(logits, reinterpret_cast<Address>(tokens.data()), pass.batch, vocabulary, vocabulary, model_.dtype,
-         pass.threads);
+  keep_threads(pass.threads, [&] {
+    take_step(cache, tokens, logits, pass);
+    forbid(forbidden, logits, pass.batch);
+    argmax(logits, reinterpret_cast<Address>(tokens.data()), pass.batch, vocabulary, vocabulary, model_.dtype,
+           pass.threads);
+  });
   for (int64_t b = 0; b < pass.batch; ++b) ids[b * stride + length] = tokens[static_cast<size_t>(b)];
   trim();
   return tokens;

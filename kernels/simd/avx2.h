@@ -193,10 +193,10 @@ PIO_INLINE Bytes transpose_quarters(Bytes x) {
   const __m256i twice = _mm256_broadcastsi128_si256(order);
   return {_mm256_shuffle_epi8(x.a, twice), _mm256_shuffle_epi8(x.b, twice)};
 }
-PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for each quarter, in its four lanes
-  const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return {_mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
-          _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3))};
+PIO_INLINE Bytes spread_low_bytes(I32 x) {  // the low bytes of each quarter's four lanes, in all of these
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+  const __m256i twice = _mm256_broadcastsi128_si256(order);
+  return {_mm256_shuffle_epi8(x.a, twice), _mm256_shuffle_epi8(x.b, twice)};
 }
 PIO_INLINE Bytes repeat_quarter(const uint8_t* p) {  // 16 bytes, in every quarter
   const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -225,6 +225,11 @@ PIO_INLINE void store_quarter_sums(int32_t* p, I32 x) {  // p[i] = sum of lane i
   const __m256i eight = _mm256_add_epi32(x.a, x.b);
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
+}
+PIO_INLINE I32 quarter_sums(const I32* x) {  // lane 4 i + j: the sum of lane j of the four quarters of x[i]
+  alignas(32) int32_t sums[16];
+  for (int i = 0; i < 4; ++i) store_quarter_sums(sums + 4 * i, x[i]);
+  return load_i32(sums);
 }
 
 PIO_INLINE Pairs load_pairs(const uint16_t* p) {

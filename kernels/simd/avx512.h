@@ -113,10 +113,9 @@ PIO_INLINE Bytes transpose_quarters(Bytes a) {
   const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return {_mm512_shuffle_epi8(a.v, _mm512_broadcast_i32x4(order))};
 }
-PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for each quarter, in its four lanes
-  const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  return {
-      _mm512_permutexvar_epi32(lanes, _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+PIO_INLINE Bytes spread_low_bytes(I32 a) {  // the low bytes of each quarter's four lanes, in all of these
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+  return {_mm512_shuffle_epi8(a.v, _mm512_broadcast_i32x4(order))};
 }
 PIO_INLINE Bytes repeat_quarter(const uint8_t* p) {  // 16 bytes, in every quarter
   return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
@@ -136,6 +135,13 @@ PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i
   const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
+}
+PIO_INLINE I32 quarter_sums(const I32* a) {  // lane 4 i + j: the sum of lane j of the four quarters of a[i]
+  const auto halves = [](__m512i x, __m512i y) {  // quarters 0 + 2 and 1 + 3 of both
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(x, y, 0x44), _mm512_shuffle_i32x4(x, y, 0xEE));
+  };
+  const __m512i x = halves(a[0].v, a[1].v), y = halves(a[2].v, a[3].v);
+  return {_mm512_add_epi32(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xDD))};
 }
 
 PIO_INLINE Pairs load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }

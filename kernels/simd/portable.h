@@ -182,9 +182,9 @@ PIO_INLINE Bytes transpose_quarters(Bytes a) {
     for (int i = 0; i < 16; ++i) out.v[q + i] = a.v[q + 4 * (i % 4) + i / 4];
   return out;
 }
-PIO_INLINE Bytes spread_quarters(const int8_t* p) {  // 16 bytes: 4 bytes for each quarter, in its four lanes
+PIO_INLINE Bytes spread_low_bytes(I32 a) {  // the low bytes of each quarter's four lanes, in all of these
   Bytes out;
-  for (int i = 0; i < 64; ++i) out.v[i] = static_cast<uint8_t>(p[i / 16 * 4 + i % 4]);
+  for (int i = 0; i < 64; ++i) out.v[i] = static_cast<uint8_t>(a.v[i / 16 * 4 + i % 4]);
   return out;
 }
 PIO_INLINE Bytes repeat_quarter(const uint8_t* p) {  // 16 bytes, in every quarter
@@ -211,6 +211,14 @@ PIO_INLINE void join_exponents(Bytes kept, Bytes codes, Bytes high_table, Bytes 
 PIO_INLINE void store_bytes(uint8_t* p, Bytes a) { std::memcpy(p, &a.v, 64); }
 PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i of the four quarters
   for (int i = 0; i < 4; ++i) p[i] = a.v[i] + a.v[i + 4] + a.v[i + 8] + a.v[i + 12];
+}
+PIO_INLINE I32 quarter_sums(const I32* a) {  // lane 4 i + j: the sum of lane j of the four quarters of a[i]
+  I32 out;
+  for (int i = 0; i < 16; ++i) {
+    const I32x16 x = a[i / 4].v;
+    out.v[i] = x[i % 4] + x[i % 4 + 4] + x[i % 4 + 8] + x[i % 4 + 12];
+  }
+  return out;
 }
 
 PIO_INLINE Pairs load_pairs_n(const uint16_t* p, int n) {  // n <= 32 bf16, zeros beyond

@@ -123,15 +123,17 @@ PIO_INLINE void probabilities(RowState& state, int row, const float* scores, con
   state.most[row] = most;
   state.sum[row] = state.sum[row] * shrink[0] + sum(weights);
   const float biggest = largest(largest_weighted);
-  alignas(64) int8_t hi[kTile], lo[kTile];
-  split_in_two(weighted, 16 * blocks, biggest > 0 ? kIntegers / biggest : 0.0f, hi, lo);
+  const F32 to_integer = set(biggest > 0 ? kIntegers / biggest : 0.0f);
+  I32 all = set_i32(0);
   for (int b = 0; b < blocks; ++b) {
-    store_bytes(tile.parts[r][0][b], spread_quarters(hi + 16 * b));
-    store_bytes(tile.parts[r][1][b], spread_quarters(lo + 16 * b));
+    I32 hi, lo;
+    all = add(all, split_vector(load(weighted + 16 * b), to_integer, hi, lo));
+    store_bytes(tile.parts[r][0][b], spread_low_bytes(hi));
+    store_bytes(tile.parts[r][1][b], spread_low_bytes(lo));
   }
   tile.shrink[r] = shrink[0];
   tile.scale[r] = biggest / kIntegers;
-  tile.zero[r] = -kByteZero * (128 * total(hi, 16 * blocks) + total(lo, 16 * blocks));
+  tile.zero[r] = -kByteZero * sum(all);
 }
 
 // gathered[r] = gathered[r] * shrink + the tile's probabilities times its values.

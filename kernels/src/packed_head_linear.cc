@@ -9,89 +9,99 @@
 #include "simd/two_parts.inc"
 namespace pio::PIO_ISA {
 
-// x times the scales of one group of columns, as bytes beside which sixteen rows of the weight lie.
+// x times the scales of up to kHeadGroups groups of columns, as bytes beside which sixteen rows of the weight lie. The
+// groups go side by side: the way from a group's values to its integers is a chain.
 struct Factors {
-  alignas(64) uint8_t hi[kMostHeadPanels][64], lo[kMostHeadPanels][64];
-  float scale;
-  int32_t zero;  // what the weights' zero point adds to every sum, negated
+  alignas(64) uint8_t bytes[kHeadGroups * kMostHeadPanels * 128];  // [group][panel][hi, lo][64]
+  float scale[kHeadGroups];
+  int32_t zero[kHeadGroups];  // what the weights' zero point adds to every sum, negated
 };
 
-PIO_INLINE void take_factors(const Packed& w, int64_t group, const float* x, Factors& out) {
-  alignas(64) float v[kMostHeadPanels * 16];
-  alignas(64) int8_t hi[16], lo[16];
-  const int64_t panels = w.panels();
-  I32 most = set_i32(0);  // as bits, so that a NaN is the largest of all
-  for (int64_t p = 0; p < panels; ++p) {
-    const F32 factor = mul(load(x + 16 * p), load_as(w.scales + (p * w.groups() + group) * kLanes));
-    store(v + 16 * p, factor);
-    most = max(most, magnitude_bits(factor));
+// Of group g + i, up to `count` of them.
+template <int64_t count>
+void take_factors(const Packed& w, int64_t g, const float* x, Factors& out) {
+  const int64_t panels = w.panels(), between = w.groups() * kLanes;
+  const uint16_t* scales = w.scales + g * kLanes;
+  F32 to_integer[count];
+  I32 most[count], all[count];  // most: as bits, so that a NaN is the largest of all
+  bool usable[count];
+  for (int i = 0; i < count; ++i) most[i] = all[i] = set_i32(0);
+  for (int64_t p = 0; p < panels; ++p)
+    for (int i = 0; i < count; ++i)
+      most[i] = max(most[i], magnitude_bits(mul(load(x + 16 * p), load_as(scales + p * between + i * kLanes))));
+  for (int i = 0; i < count; ++i) {
+    const int32_t bits = largest(most[i]);
+    float m;
+    std::memcpy(&m, &bits, 4);
+    // Below 2^-100 the inverse would overflow; such a group counts as zero.
+    usable[i] = m > 1e-30f && m < 3e38f;
+    to_integer[i] = set(usable[i] ? kIntegers / m : 0.0f);
+    out.scale[i] = m / kIntegers;
   }
-  const int32_t bits = largest(most);
-  float m;
-  std::memcpy(&m, &bits, 4);
-  // Below 2^-100 the inverse would overflow; such a group counts as zero.
-  const bool usable = m > 1e-30f && m < 3e38f;
-  if (!usable) std::memset(v, 0, sizeof v);
-  const F32 to_integer = set(usable ? kIntegers / m : 0.0f);
-  I32 all = set_i32(0);
-  for (int64_t p = 0; p < panels; ++p) {
-    all = add(all, split_vector(load(v + 16 * p), to_integer, hi, lo));
-    store_bytes(out.hi[p], spread_quarters(hi));
-    store_bytes(out.lo[p], spread_quarters(lo));
-  }
-  out.scale = m / kIntegers;
-  out.zero = -(w.bits == 4 ? kNibbleZero : kByteZero) * sum(all);
+  for (int64_t p = 0; p < panels; ++p)
+    for (int i = 0; i < count; ++i) {
+      const F32 factor = usable[i] ? mul(load(x + 16 * p), load_as(scales + p * between + i * kLanes)) : set(0.0f);
+      I32 hi, lo;
+      all[i] = add(all[i], split_vector(factor, to_integer[i], hi, lo));
+      uint8_t* to = out.bytes + (i * panels + p) * 128;
+      store_bytes(to, spread_low_bytes(hi));
+      store_bytes(to + 64, spread_low_bytes(lo));
+    }
+  for (int i = 0; i < count; ++i) out.zero[i] = -(w.bits == 4 ? kNibbleZero : kByteZero) * sum(all[i]);
 }
 
-// out[0 .. group) = the factors times one group of columns. Two steps at a time: the sums of one are a chain that
-// leaves the multipliers idle for half of the time. A head's panels are a page each, over which no prefetcher looks.
+// out[0 .. group) = the factors times one group of columns, sixteen at a time: the sums of four are chains that leave
+// the multipliers idle for half of the time. A head's panels are a page each, over which no prefetcher looks.
 // ahead: bytes to what comes next.
 template <int bits, class Ahead>
-void multiply_group(const Packed& w, int64_t group, const Factors& x, int64_t ahead, float* out) {
-  constexpr int kQuads = bits == 4 ? 4 : 2, kStep = 4 * kQuads;  // of columns
-  alignas(64) int32_t sums[kMostGroup];
+void multiply_group(const Packed& w, int64_t group, const uint8_t* x, float x_scale, int32_t x_zero, int64_t ahead,
+                    float* out) {
+  constexpr int kBlocks = bits == 4 ? 2 : 4;  // that hold sixteen columns
   const uint8_t* data = w.data + group * w.group_bytes();
   const int64_t panels = w.panels(), between = w.panel_bytes();
-  for (int k = 0; k < w.group; k += kStep, data += 128) {
-    I32 hi[kQuads], lo[kQuads];
-    for (int i = 0; i < kQuads; ++i) hi[i] = lo[i] = set_i32(0);
+  const F32 scale = set(x_scale);
+  const I32 zero = set_i32(x_zero);
+  for (int k = 0; k < w.group; k += 16, data += 64 * kBlocks) {
+    I32 hi[4], lo[4];
+    for (int i = 0; i < 4; ++i) hi[i] = lo[i] = set_i32(0);
     for (int64_t p = 0; p < panels; ++p) {
       const uint8_t* from = data + p * between;
-      Ahead::fetch(from + ahead);
-      Ahead::fetch(from + ahead + 64);
-      const Bytes x_hi = load_bytes(x.hi[p]), x_lo = load_bytes(x.lo[p]);
-      const Bytes both[2] = {load_bytes(from), load_bytes(from + 64)};
-      for (int i = 0; i < kQuads; ++i) {
+      const Bytes x_hi = load_bytes(x + p * 128), x_lo = load_bytes(x + p * 128 + 64);
+      Bytes blocks[kBlocks];
+      for (int i = 0; i < kBlocks; ++i) {
+        Ahead::fetch(from + 64 * i + ahead);
+        blocks[i] = load_bytes(from + 64 * i);
+      }
+      for (int i = 0; i < 4; ++i) {
         if constexpr (bits == 4) {
-          const Bytes four = transpose_quarters(i % 2 ? high_nibbles(both[i / 2]) : low_nibbles(both[i / 2]));
+          const Bytes four = transpose_quarters(i % 2 ? high_nibbles(blocks[i / 2]) : low_nibbles(blocks[i / 2]));
           hi[i] = dot_nibbles(hi[i], four, x_hi);
           lo[i] = dot_nibbles(lo[i], four, x_lo);
         } else {
-          const Bytes four = transpose_quarters(both[i]);
+          const Bytes four = transpose_quarters(blocks[i]);
           hi[i] = dot_bytes(hi[i], four, x_hi);
           lo[i] = dot_bytes(lo[i], four, x_lo);
         }
       }
     }
-    for (int i = 0; i < kQuads; ++i) store_quarter_sums(sums + k + 4 * i, add(shift_left<7>(hi[i]), lo[i]));
+    I32 sums[4];
+    for (int i = 0; i < 4; ++i) sums[i] = add(shift_left<7>(hi[i]), lo[i]);
+    store(out + k, mul(to_f32(add(quarter_sums(sums), zero)), scale));
   }
-  const F32 scale = set(x.scale);
-  const I32 zero = set_i32(x.zero);
-  for (int k = 0; k < w.group; k += 16) store(out + k, mul(to_f32(add(load_i32(sums + k), zero)), scale));
 }
 
-// out[0 .. cols) of groups [begin, end) for one row of x [rows of w]. next: bytes from the end of a panel to the same
-// panel of the next head.
-template <class Ahead, class T>
-void multiply_columns(const Packed& w, const T* x, T* out, int64_t begin, int64_t end, int64_t next) {
-  alignas(64) float wide[kMostHeadPanels * 16], y[kMostGroup];
+// out[0 .. cols) of groups [begin, begin + count) for one row of x [rows of w]. next: bytes from the end of a panel to
+// the same panel of the next head.
+template <class Ahead, int64_t count, class T>
+void multiply_columns(const Packed& w, const float* x, T* out, int64_t begin, int64_t next) {
+  alignas(64) float y[kMostGroup];
   Factors factors;
-  for (int64_t i = 0; i < w.rows; i += 16) store(wide + i, load_as(x + i));
-  for (int64_t g = begin; g < end; ++g) {
-    take_factors(w, g, wide, factors);
-    const int64_t left = w.panel_bytes() - g * w.group_bytes();
+  take_factors<count>(w, begin, x, factors);
+  for (int i = 0; i < count; ++i) {
+    const int64_t g = begin + i, left = w.panel_bytes() - g * w.group_bytes();
     const int64_t ahead = Ahead::kHeadBytes + (Ahead::kHeadBytes < left ? 0 : next);
-    w.bits == 4 ? multiply_group<4, Ahead>(w, g, factors, ahead, y) : multiply_group<8, Ahead>(w, g, factors, ahead, y);
+    const auto multiply = w.bits == 4 ? multiply_group<4, Ahead> : multiply_group<8, Ahead>;
+    multiply(w, g, factors.bytes + i * w.panels() * 128, factors.scale[i], factors.zero[i], ahead, y);
     const int64_t from = g * w.group, to = std::min(from + w.group, w.cols);
     for (int64_t c = from; c < to; c += 16) {
       const int n = static_cast<int>(std::min<int64_t>(16, to - c));
@@ -100,9 +110,18 @@ void multiply_columns(const Packed& w, const T* x, T* out, int64_t begin, int64_
   }
 }
 
+template <class Ahead, class T>
+void multiply_groups(const Packed& w, const T* x, T* out, int64_t begin, int64_t end, int64_t next) {
+  alignas(64) float wide[kMostHeadPanels * 16];
+  for (int64_t i = 0; i < w.rows; i += 16) store(wide + i, load_as(x + i));
+  for (; begin + kHeadGroups <= end; begin += kHeadGroups)
+    multiply_columns<Ahead, kHeadGroups>(w, wide, out, begin, next);
+  for (; begin < end; ++begin) multiply_columns<Ahead, 1>(w, wide, out, begin, next);
+}
+
 template <class T>
 void columns_of(const Packed& w, const void* x, void* out, int64_t begin, int64_t end, int64_t next) {
-  const auto multiply = few_ways() ? multiply_columns<Far, T> : multiply_columns<Near, T>;
+  const auto multiply = few_ways() ? multiply_groups<Far, T> : multiply_groups<Near, T>;
   multiply(w, static_cast<const T*>(x), static_cast<T*>(out), begin, end, next);
 }
 
@@ -117,6 +136,7 @@ void packed_columns(const Packed& w, const void* x, void* out, Dtype dtype, int6
 namespace pio {
 constexpr int kMostHeadPanels = 32;  // of a head; more rows of int8 could overflow the sums
 constexpr int kMostGroup = 128;
+constexpr int64_t kHeadGroups = 4;  // of columns, side by side
 constexpr int kNibbleZero = 8;
 }  // namespace pio
 #include "caches.h"
@@ -179,15 +199,14 @@ void run_packed_rows(const PackedHeads& a, int threads) {
 
 // Pieces: heads by a few groups of columns, whose weights (3 KB a group at 192 rows of int4) stay for all rows of x.
 void run_packed_columns(const PackedHeads& a, int threads) {
-  constexpr int64_t kGroups = 4;
-  const int64_t groups = a.all.groups(), pieces = ceil_div(groups, kGroups);
+  const int64_t groups = a.all.groups(), pieces = ceil_div(groups, kHeadGroups);
   const int64_t next = (a.between / kLanes - 1) * a.all.panel_bytes();
   parallel_for(a.heads * pieces, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t head = piece / pieces, g = piece % pieces * kGroups;
+      const int64_t head = piece / pieces, g = piece % pieces * kHeadGroups;
       for (int64_t i = 0; i < a.count(); ++i)
         PIO_CALL(packed_columns)(a.of(head), a.x_row(head, i), a.out_row(head, i), a.dtype, g,
-                                 std::min(g + kGroups, groups), next);
+                                 std::min(g + kHeadGroups, groups), next);
     }
   });
 }

@@ -256,14 +256,15 @@ def test_what_it_cannot_be_combined_with(other: str) -> None:
         parse(f"native_decoder+{other}")
 
 
+@pytest.mark.parametrize("count", [1, 2])
 def test_ctrl_c_ends_a_long_prefill_and_leaves_the_cache_alone(
-    tiny: Tiny, prompts: Prompts, request: pytest.FixtureRequest
+    count: int, tiny: Tiny, prompts: Prompts, request: pytest.FixtureRequest
 ) -> None:
-    """4,096 tokens take seconds on one thread with the portable set; the interrupt comes while they run."""
+    """4,096 tokens take seconds with the portable set; the interrupt comes while they run."""
     runner, before = tiny(DENSE), (native().isa(), torch.get_num_threads())
     request.addfinalizer(lambda: (native().set_isa(before[0]), torch.set_num_threads(before[1])))
     native().set_isa("portable")
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
 
     with optimize(runner, "native_decoder"), torch.inference_mode():
         decoder = runner.model.get_decoder()
