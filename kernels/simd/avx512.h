@@ -136,7 +136,7 @@ PIO_INLINE void store_quarter_sums(int32_t* p, I32 a) {  // p[i] = sum of lane i
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
 }
-PIO_INLINE I32 quarter_sums(const I32* a) {  // lane 4 i + j: the sum of lane j of the four quarters of a[i]
+PIO_INLINE I32 quarter_sums(const I32* a) {       // lane 4 i + j: the sum of lane j of the four quarters of a[i]
   const auto halves = [](__m512i x, __m512i y) {  // quarters 0 + 2 and 1 + 3 of both
     return _mm512_add_epi32(_mm512_shuffle_i32x4(x, y, 0x44), _mm512_shuffle_i32x4(x, y, 0xEE));
   };
