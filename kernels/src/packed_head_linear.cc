@@ -17,9 +17,9 @@ struct Factors {
   int32_t zero[kHeadGroups];  // what the weights' zero point adds to every sum, negated
 };
 
-// Of group g + i, up to `count` of them.
-template <int64_t count>
-void take_factors(const Packed& w, int64_t g, const float* x, Factors& out) {
+// Of groups [g, g + count). ahead: from their scales to those that come next, 32 bytes a panel and group.
+template <class Ahead, int64_t count>
+void take_factors(const Packed& w, int64_t g, const float* x, int64_t ahead, Factors& out) {
   const int64_t panels = w.panels(), between = w.groups() * kLanes;
   const uint16_t* scales = w.scales + g * kLanes;
   F32 to_integer[count];
@@ -27,8 +27,11 @@ void take_factors(const Packed& w, int64_t g, const float* x, Factors& out) {
   bool usable[count];
   for (int i = 0; i < count; ++i) most[i] = all[i] = set_i32(0);
   for (int64_t p = 0; p < panels; ++p)
-    for (int i = 0; i < count; ++i)
-      most[i] = max(most[i], magnitude_bits(mul(load(x + 16 * p), load_as(scales + p * between + i * kLanes))));
+    for (int i = 0; i < count; ++i) {
+      const uint16_t* from = scales + p * between + i * kLanes;
+      if (i % 2 == 0) Ahead::fetch(from + ahead);
+      most[i] = max(most[i], magnitude_bits(mul(load(x + 16 * p), load_as(from))));
+    }
   for (int i = 0; i < count; ++i) {
     const int32_t bits = largest(most[i]);
     float m;
@@ -90,16 +93,17 @@ void multiply_group(const Packed& w, int64_t group, const uint8_t* x, float x_sc
   }
 }
 
-// out[0 .. cols) of groups [begin, begin + count) for one row of x [rows of w]. next: bytes from the end of a panel to
-// the same panel of the next head.
+// out[0 .. cols) of groups [begin, begin + count) for one row of x [rows of w]. next: panels from the end of one to the
+// same one of the next head.
 template <class Ahead, int64_t count, class T>
 void multiply_columns(const Packed& w, const float* x, T* out, int64_t begin, int64_t next) {
   alignas(64) float y[kMostGroup];
   Factors factors;
-  take_factors<count>(w, begin, x, factors);
+  const int64_t groups = begin + count < w.groups() ? count : (next + 1) * w.groups() - begin;
+  take_factors<Ahead, count>(w, begin, x, groups * kLanes, factors);
   for (int i = 0; i < count; ++i) {
     const int64_t g = begin + i, left = w.panel_bytes() - g * w.group_bytes();
-    const int64_t ahead = Ahead::kHeadBytes + (Ahead::kHeadBytes < left ? 0 : next);
+    const int64_t ahead = Ahead::kHeadBytes + (Ahead::kHeadBytes < left ? 0 : next * w.panel_bytes());
     const auto multiply = w.bits == 4 ? multiply_group<4, Ahead> : multiply_group<8, Ahead>;
     multiply(w, g, factors.bytes + i * w.panels() * 128, factors.scale[i], factors.zero[i], ahead, y);
     const int64_t from = g * w.group, to = std::min(from + w.group, w.cols);
@@ -200,7 +204,7 @@ void run_packed_rows(const PackedHeads& a, int threads) {
 // Pieces: heads by a few groups of columns, whose weights (3 KB a group at 192 rows of int4) stay for all rows of x.
 void run_packed_columns(const PackedHeads& a, int threads) {
   const int64_t groups = a.all.groups(), pieces = ceil_div(groups, kHeadGroups);
-  const int64_t next = (a.between / kLanes - 1) * a.all.panel_bytes();
+  const int64_t next = a.between / kLanes - 1;
   parallel_for(a.heads * pieces, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t head = piece / pieces, g = piece % pieces * kHeadGroups;
